@@ -1,0 +1,1 @@
+"""Sample sources, preprocessing of photos, recipes."""

@@ -1,0 +1,1 @@
+"""The library: what models, recipes, targets and artifacts are, and the stages between them."""

@@ -1,0 +1,1 @@
+"""Exact graph rules, one a file; each defines REWRITE."""

@@ -1,0 +1,135 @@
+"""A target: one file format with its converter and its runtime. A file of targets/ exports one as TARGET."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from acmix.toolkit.recipe import Recipe
+from acmix.toolkit.spec import Preprocess, TensorSpec
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+Array = npt.NDArray[Any]
+Runner = Callable[[Sequence[Array]], list[Array]]
+"""One inference: arrays in the file's own order, dtype and layout, to arrays. Nothing else is timed."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator of a saved file and where it runs.
+
+    kind: the format's own name (CONV_2D, aten.convolution.default, Conv, conv).
+    runs_on: 'XNNPACK', 'portable', 'CPUExecutionProvider' ...; delegated is None where only the device knows.
+    reason: why it is not delegated, or why nobody can tell here.
+    """
+
+    kind: str
+    name: str
+    runs_on: str
+    delegated: bool | None
+    reason: str = ""
+    macs: int = 0
+    changes_layout: bool = False
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Every operator of one saved file, in order, and the number of delegate partitions (None: unknown)."""
+
+    operators: tuple[Operator, ...]
+    partitions: int | None = None
+    determined_by: str = ""
+
+    @property
+    def fallbacks(self) -> tuple[Operator, ...]:
+        """The operators known to run outside the delegate."""
+        return tuple(op for op in self.operators if op.delegated is False)
+
+    @property
+    def macs_outside_share(self) -> float:
+        """The share of multiply-accumulates outside the delegate, 0 to 1."""
+        total = sum(op.macs for op in self.operators)
+        return sum(op.macs for op in self.fallbacks) / total if total else 0.0
+
+
+@dataclass(frozen=True)
+class LoweringJob:
+    """What a target is asked for, beside the program itself.
+
+    inputs, outputs: the captured program's own, in its layout (nchw for images).
+    options: the target's own, an instance of its `options` type.
+    """
+
+    model: str
+    recipe: Recipe
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    options: Any
+    preprocess: Preprocess | None = None
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What lowering made: the file's own interface, and what a reader of the manifest should know.
+
+    placement: where it is known only while lowering (ExecuTorch); otherwise Target.placement reads the file.
+    nondeterminism: why two exports differ in bytes, or '' when they do not.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    notes: tuple[str, ...] = ()
+    placement: Placement | None = None
+    nondeterminism: str = ""
+    details: dict[str, str] = field(default_factory=dict)
+
+
+class Target(Protocol):
+    """One file format. Module import must be cheap: runtimes and converters are imported on use."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def suffix(self) -> str:
+        """Of the model file, with the dot: `model` + suffix is its name in the artifact."""
+    @property
+    def distributions(self) -> tuple[str, ...]:
+        """PyPI names whose versions the manifest records; the extra of the target's name brings them."""
+    @property
+    def options(self) -> type[Any]:
+        """A frozen dataclass of Literal, int or bool fields with defaults: the target's own flags."""
+
+    def refuses(self, recipe: Recipe, options: Any) -> str | None:
+        """Why this cannot be lowered, and what to do instead; None when it can. Imports nothing heavy."""
+
+    def cannot_run_here(self, options: Any) -> str | None:
+        """Why the saved file cannot be executed on this machine; None when it can."""
+
+    def preload(self) -> None:
+        """Import the converter, so that it overlaps with the capture."""
+
+    def lower(self, program: ExportedProgram, job: LoweringJob, file: Path) -> Lowered:
+        """Write `file` from the captured program; raises the converter's own errors."""
+
+    def runner(self, file: Path, threads: int) -> AbstractContextManager[Runner]:
+        """Load the saved file in its own runtime. Imports the runtime only, never the converter."""
+
+    def placement(self, file: Path) -> Placement:
+        """Where each operator of the saved file runs, read from the file and its runtime."""
+
+
+def to_layout(array: Array, source: TensorSpec, wanted: TensorSpec) -> Array:
+    """The same values in the layout and dtype of `wanted`."""
+    if {source.layout, wanted.layout} == {"nchw", "nhwc"}:
+        axes = (0, 2, 3, 1) if wanted.layout == "nhwc" else (0, 3, 1, 2)
+        array = np.transpose(array, axes)
+    return np.ascontiguousarray(array, dtype=wanted.dtype)
