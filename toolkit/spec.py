@@ -79,7 +79,8 @@ class ModelSpec:
     build() gives the network as published, in train form, so that official checkpoints load by key.
     for_inference(module) gives an equal network that lowers well (re-parameterised branches); it must
     leave its argument unchanged and hold in float64.  optional_keys: regular expression of parameters
-    that a published checkpoint is known to lack; build_without(module, keys) neutralises them.
+    that a published checkpoint is known to lack; neutralise(module, keys) makes them count for nothing.
+    resized(spec, (height, width)): for networks whose parameters depend on the input size.
     """
 
     name: str
@@ -92,6 +93,7 @@ class ModelSpec:
     adapt_checkpoint: Callable[[StateDict], StateDict] | None = None
     optional_keys: str | None = None
     neutralise: Callable[[nn.Module, frozenset[str]], None] | None = None
+    resized: Callable[[ModelSpec, tuple[int, int]], ModelSpec] | None = None
     classifies: bool = True
     paper: str = ""
     claims: Claims = Claims()

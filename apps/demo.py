@@ -1,0 +1,100 @@
+"""make demo: EfficientNet-Lite0 with its ImageNet weights, to every target, on real photos, in one table."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from acmix.apps import cli, requests, tables
+from acmix.apps.live import StageLines
+from acmix.calibration.photos import PhotoFolder, read_photo_folder
+from acmix.toolkit import pipeline
+from acmix.toolkit import profile as profiling
+from acmix.toolkit.artifact import Artifact
+from acmix.toolkit.errors import UsageError
+from acmix.toolkit.evaluate import Evaluation, evaluate
+from rich.progress import Progress
+from rich.table import Table
+
+MODEL = "efficientnet_lite0"
+PHOTO = re.compile(r"foolbox/data/imagenet_\d+_(\d+)\.jpg")
+
+
+def unpack_photos(wheel: Path, folder: Path) -> int:
+    """Write the labelled photos of a foolbox wheel and their labels.csv; how many there are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with zipfile.ZipFile(wheel) as archive:
+        for name in sorted(archive.namelist()):
+            if match := PHOTO.fullmatch(name):
+                file = Path(name).name
+                (folder / file).write_bytes(archive.read(name))
+                rows.append((file, int(match[1])))
+    with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as text:
+        csv.writer(text).writerows([("file", "label"), *rows])
+    return len(rows)
+
+
+def run(wheels: Path, out: Path) -> int:
+    """Export, prove, evaluate and profile; the exit code."""
+    wheel = next(iter(sorted(wheels.glob("foolbox-*.whl"))), None)
+    if wheel is None:
+        raise UsageError(f"{wheels} holds no foolbox wheel.\nRun `make demo`, which fetches it.")
+    shutil.rmtree(out, ignore_errors=True)
+    count = unpack_photos(wheel, out / "photos")
+    screen = cli.console()
+    screen.print(f"Exporting {MODEL} with its ImageNet weights to every target; {count} photos prove each file.")
+    request = requests.export_request(
+        requests.ExportFlags(model=MODEL, target="all", out=out, photos=out / "photos"), {}
+    )
+    with StageLines(screen) as lines:
+        outcomes = pipeline.export(request, lines.progress)
+    made = [o.artifact for o in outcomes if o.artifact is not None]
+    runnable = [a for a in made if a.manifest.proof.verdict != "not executed"]
+    photos = read_photo_folder(out / "photos", request.source.spec.preprocess)
+    with Progress(console=screen, transient=True) as progress:
+        scores = {a.name: _score(a, photos, out, progress) for a in runnable}
+    with screen.status("profiling") as status:
+        measurement = profiling.profile(runnable, profiling.ProfileRequest(), out / "profile.log", status.update)
+    saved = profiling.save(measurement, out)
+    screen.print(_table(made, scores, measurement))
+    for outcome in outcomes:
+        reason = outcome.error or (outcome.artifact.manifest.proof.reason if outcome.artifact else "")
+        if reason:
+            screen.print(f"{outcome.target}: {reason}")
+    screen.print(f"Artifacts, logs and raw latency samples ({saved.name}) are in {out}.")
+    return max(o.exit_code for o in outcomes)
+
+
+def _score(artifact: Artifact, photos: PhotoFolder, out: Path, progress: Progress) -> Evaluation:
+    task = progress.add_task(artifact.name, total=len(photos))
+    return evaluate(artifact, photos, out / "evaluate.log", lambda n: progress.update(task, completed=n))
+
+
+def _table(artifacts: Sequence[Artifact], scores: dict[str, Evaluation], measurement: profiling.Measurement) -> Table:
+    timings = {t.artifact: t for t in measurement.timings}
+    made = tables.table(*tables.OUTCOME_COLUMNS, ">photos right", ">p50 ms", ">p90 ms", ">peak MB")
+    for artifact in artifacts:
+        score, timing = scores.get(artifact.name), timings.get(artifact.name)
+        right = f"{round((score.top1 or 0) * score.photos)} of {score.photos}" if score else "-"
+        latency = (
+            [f"{timing.percentile_ms(50):.2f}", f"{timing.percentile_ms(90):.2f}", f"{timing.peak_memory_mb:.0f}"]
+            if timing
+            else ["-"] * 3
+        )
+        made.add_row(*tables.outcome_row(artifact), right, *latency)
+    return made
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The demo's program: the folder of the foolbox wheel, and the folder to fill."""
+    cli.guard(lambda: sys.exit(run(Path(arguments[0]), Path(arguments[1]))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

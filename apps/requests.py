@@ -1,0 +1,160 @@
+"""From the words of a command line to a checked request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from acmix.toolkit import catalog
+from acmix.toolkit.errors import UsageError
+from acmix.toolkit.pipeline import ExportRequest, Outcome, TargetRequest
+from acmix.toolkit.source import ModelSource, find_model, parse_input
+
+PHOTOS_IN_PROOF = 32
+
+
+@dataclass(frozen=True)
+class ExportFlags:
+    """The flags of `acmix export` as they were typed, but for the targets' own."""
+
+    model: str = catalog.DEFAULT_MODEL
+    target: str = "all"
+    precision: str = "float32"
+    weights: str | None = None
+    inputs: tuple[str, ...] = ()
+    out: Path = Path("build")
+    overwrite: bool = False
+    photos: Path | None = None
+    preprocess: str | None = None
+    labels: Path | None = None
+    seed: int = 0
+    min_snr: str | None = None
+    require_full_delegation: bool = False
+
+
+def export_request(flags: ExportFlags, target_flags: dict[str, Any]) -> ExportRequest:
+    """Check every flag before any work; raises UsageError for the first that is wrong."""
+    targets = target_requests(flags.target, target_flags)
+    recipe = catalog.load_recipe(flags.precision)
+    min_snr = parse_min_snr(flags.min_snr) if flags.min_snr else {}
+    labels = read_labels(flags.labels) if flags.labels else ()
+    for request in targets:
+        catalog.require_packages(request.name)
+    source = _source(flags)
+    if any(getattr(t.options, "image_input", False) for t in targets) and source.spec.preprocess is None:
+        raise UsageError("--image-input bakes the preprocessing in, and this model has none.\nAdd --preprocess.")
+    samples = None
+    if flags.photos is not None:
+        from acmix.calibration.photos import read_photo_folder
+
+        samples = read_photo_folder(flags.photos, source.spec.preprocess).first(PHOTOS_IN_PROOF)
+    return ExportRequest(
+        source,
+        recipe,
+        targets,
+        flags.out,
+        flags.weights,
+        flags.seed,
+        labels,
+        samples,
+        flags.overwrite,
+        min_snr,
+        flags.require_full_delegation,
+    )
+
+
+def _source(flags: ExportFlags) -> ModelSource:
+    specs = tuple(parse_input(text, i) for i, text in enumerate(flags.inputs))
+    source = find_model(flags.model, specs)
+    if flags.preprocess is None:
+        return source
+    from acmix.calibration.preprocessing import read_preprocess
+
+    spec = replace(source.spec, preprocess=read_preprocess(flags.preprocess, source.spec.inputs))
+    return replace(source, spec=spec)
+
+
+def target_requests(text: str, flags: dict[str, Any]) -> tuple[TargetRequest, ...]:
+    """The targets of `--target a,b` or `all`, each with the flags that are its own.
+
+    Raises UsageError for an unknown target, a flag that none of them has, or a value that is not allowed.
+    """
+    known = catalog.stems("targets")
+    names = known if text == "all" else tuple(dict.fromkeys(n.strip() for n in text.split(",") if n.strip()))
+    if not names:
+        raise UsageError(f"--target names nothing.\nKnown are {', '.join(known)}, or all.")
+    for name in names:
+        catalog.check_target(name)
+    fields = {name: catalog.load_target(name).options.__dataclass_fields__ for name in known}
+    for flag in flags:
+        owners = [name for name in known if flag in fields[name]]
+        if not set(owners) & set(names):
+            raise UsageError(
+                f"--{flag.replace('_', '-')} belongs to {' and '.join(owners)}; asked for was {', '.join(names)}.\n"
+                f"Leave it out, or add --target {owners[0]}."
+            )
+    return tuple(
+        TargetRequest(name, _options(name, {k: v for k, v in flags.items() if k in fields[name]})) for name in names
+    )
+
+
+def _options(name: str, flags: dict[str, Any]) -> Any:
+    values = {key: value.lower() if isinstance(value, str) else value for key, value in flags.items()}
+    try:
+        return msgspec.convert(values, catalog.load_target(name).options)
+    except msgspec.ValidationError as error:
+        schema = msgspec.json.schema(catalog.load_target(name).options)
+        properties = next(iter(schema.get("$defs", {"": schema}).values()))["properties"]
+        for key, value in values.items():
+            allowed = properties[key].get("enum")
+            if allowed and value not in allowed:
+                raise UsageError(
+                    f"--{key.replace('_', '-')} {value!r} is not known to {name}.\nIt takes {', '.join(allowed)}."
+                ) from error
+        raise UsageError(f"target {name!r}: {error}") from error
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Class names, one a line, in the order of the logits."""
+    try:
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"--labels {path} cannot be read: {error}\nGive a text file, one class name a line."
+        ) from error
+    if not names or not all(names):
+        raise UsageError(f"--labels {path} has an empty line or none at all.\nGive one class name a line.")
+    return names
+
+
+def parse_min_snr(text: str) -> dict[str, float]:
+    """`70` or `logits=70,features=40` as dB by output name; '' stands for every output."""
+    wanted = {}
+    for part in text.split(","):
+        name, _, value = part.rpartition("=")
+        try:
+            wanted[name.strip()] = float(value)
+        except ValueError as error:
+            raise UsageError(f"--min-snr {part!r} is no number of dB.\nWrite 70, or logits=70,features=40.") from error
+    return wanted
+
+
+def outcome_record(result: Outcome) -> dict[str, Any]:
+    """What `acmix export --json` says of one target."""
+    artifact = result.artifact
+    return {
+        "target": result.target,
+        "artifact": str(artifact.folder) if artifact else None,
+        "model_file": str(artifact.model_file) if artifact else None,
+        "verdict": artifact.manifest.proof.verdict if artifact else None,
+        "agreements": artifact.manifest.proof.agreements if artifact else (),
+        "random_weights": artifact.manifest.model.weights.is_random if artifact else None,
+        "operators": len(artifact.manifest.placement.operators) if artifact else None,
+        "fallbacks": len(artifact.manifest.placement.fallbacks) if artifact else None,
+        "partitions": artifact.manifest.placement.partitions if artifact else None,
+        "timings_s": artifact.manifest.timings_s if artifact else {},
+        "error": result.error,
+        "exit_code": result.exit_code,
+    }

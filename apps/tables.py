@@ -1,0 +1,209 @@
+"""Tables for people: what was exported, where operators run, what was measured."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from acmix.toolkit.artifact import Artifact, Manifest
+from acmix.toolkit.catalog import ModelCard
+from acmix.toolkit.evaluate import Evaluation
+from acmix.toolkit.pipeline import Outcome
+from acmix.toolkit.profile import Measurement
+from acmix.toolkit.target import Placement
+from acmix.toolkit.verify import SNR_LIMIT_DB, Agreement, Proof
+from rich.table import Table
+
+
+def table(*columns: str, title: str = "") -> Table:
+    """An empty table; columns that begin with '>' are aligned right."""
+    made = Table(title=title or None, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        right = column.startswith(">")
+        made.add_column(column.lstrip(">"), justify="right" if right else "left", no_wrap=right or not made.columns)
+    return made
+
+
+def snr(value: float | None) -> str:
+    """An SNR as people read it."""
+    if value is None:
+        return "no signal"
+    if value >= SNR_LIMIT_DB:
+        return "equal"
+    return "NaN" if value <= -SNR_LIMIT_DB else f"{value:.1f}"
+
+
+def verdict(proof: Proof) -> str:
+    """The verdict, with a tick only for what ran and agreed."""
+    return {
+        "passed": "[green]✓ passed[/]",
+        "failed": "[red]✗ failed[/]",
+        "not executed": "[yellow]not executed[/]",
+    }[proof.verdict]
+
+
+def delegation(placement: Placement) -> str:
+    """'66 of 66 in 1 partition', or that only the device knows."""
+    total = len(placement.operators)
+    if any(op.delegated is None for op in placement.operators) or not total:
+        return f"{total}, device decides"
+    inside = total - len(placement.fallbacks)
+    parts = (
+        ""
+        if placement.partitions is None
+        else f" in {placement.partitions} partition{'s' * (placement.partitions != 1)}"
+    )
+    return f"{inside} of {total}{parts}"
+
+
+def _worst(agreements: Iterable[Agreement]) -> Agreement | None:
+    return min(agreements, key=lambda a: SNR_LIMIT_DB if a.snr_db is None else a.snr_db, default=None)
+
+
+def outcome_row(artifact: Artifact) -> list[str]:
+    """Target, size, SNR, top-1 agreement, delegated operators, verdict."""
+    manifest = artifact.manifest
+    worst = _worst(manifest.proof.agreements)
+    top1 = "-" if worst is None or worst.top1_agreement is None else f"{worst.top1_agreement:.0%}"
+    return [
+        manifest.target.name,
+        manifest.recipe.name,
+        f"{artifact.size_bytes / 1e6:.2f}",
+        "-" if worst is None else snr(worst.snr_db),
+        top1,
+        delegation(manifest.placement),
+        verdict(manifest.proof),
+    ]
+
+
+OUTCOME_COLUMNS = ("target", "precision", ">MB", ">SNR dB", ">same top-1", "operators delegated", "against eager")
+
+
+def outcomes(results: Sequence[Outcome]) -> Table:
+    """What became of every target of one export."""
+    made = table(*OUTCOME_COLUMNS, ">lowered in s")
+    for result in results:
+        if result.artifact is None:
+            made.add_row(result.target, "", "", "", "", "", "[red]✗ not exported[/]", "")
+        else:
+            made.add_row(*outcome_row(result.artifact), f"{result.artifact.manifest.timings_s['lower']:.1f}")
+    return made
+
+
+def models(cards: Sequence[ModelCard]) -> Table:
+    """The zoo, with what its papers claim."""
+    made = table("model", "family", ">parameters", ">MMAC", ">top-1 % (published)", "weights")
+    for card in cards:
+        claims = card.claims
+        made.add_row(
+            card.name,
+            card.family,
+            f"{claims.parameters:,}" if claims.parameters else "-",
+            f"{claims.macs / 1e6:.0f}" if claims.macs else "-",
+            f"{claims.top1_percent}" if claims.top1_percent else "-",
+            "ImageNet, from a package" if card.packaged_weights else "random, or --weights FILE",
+        )
+    return made
+
+
+def operators(placement: Placement) -> Table:
+    """Operators by kind and place, those outside the delegate with their reasons."""
+    made = table("operator", ">count", "runs on", ">% of MACs", "why not delegated", title=placement.determined_by)
+    total = sum(op.macs for op in placement.operators) or 1
+    groups = Counter((op.kind, op.runs_on, op.reason) for op in placement.operators)
+    for (kind, runs_on, reason), count in sorted(groups.items(), key=lambda g: (not g[0][2], -g[1], g[0])):
+        macs = sum(op.macs for op in placement.operators if (op.kind, op.runs_on, op.reason) == (kind, runs_on, reason))
+        made.add_row(kind, str(count), runs_on, f"{100 * macs / total:.1f}" if macs else "", reason)
+    return made
+
+
+def every_operator(placement: Placement) -> Table:
+    """Every operator, in the order of the file."""
+    made = table(">#", "operator", "name", "runs on", ">MMAC", "why not delegated", title=placement.determined_by)
+    for i, op in enumerate(placement.operators):
+        macs = f"{op.macs / 1e6:.2f}" if op.macs else ""
+        made.add_row(str(i), op.kind, op.name, op.runs_on, macs, op.reason)
+    return made
+
+
+def agreements(proof: Proof) -> Table:
+    """Every output against eager float32."""
+    made = table(
+        "output", ">samples", ">worst SNR dB", ">max abs", ">cosine", ">same top-1", "worst on", ">asked dB", ""
+    )
+    for a in proof.agreements:
+        made.add_row(
+            a.output,
+            str(a.samples),
+            snr(a.snr_db),
+            f"{a.max_abs:.2e}",
+            "-" if a.cosine is None else f"{a.cosine:.7f}",
+            "-" if a.top1_agreement is None else f"{a.top1_agreement:.0%}",
+            a.worst_sample,
+            f"{a.tolerance.snr_db:.0f}",
+            "[green]✓[/]" if a.passed else "[red]✗[/]",
+        )
+    return made
+
+
+def latencies(measurement: Measurement) -> Table:
+    """Percentiles of every artifact; the ratio is of the medians, to the first one."""
+    c = measurement.conditions
+    cpus = ",".join(map(str, c.cpus))
+    title = f"{c.machine['cpu']}, {c.threads} thread{'s' * (c.threads != 1)} on cpu {cpus}, governor {c.governor}"
+    made = table(
+        "artifact", ">runs", ">p50 ms", ">p90 ms", ">p99 ms", ">cv %", ">first ms", ">load ms", ">peak MB", ">ratio",
+        title=title,
+    )  # fmt: skip
+    base = measurement.timings[0].percentile_ms(50)
+    for t in measurement.timings:
+        made.add_row(
+            t.artifact,
+            str(len(t.latency_ns)),
+            *(f"{t.percentile_ms(p):.2f}" for p in (50, 90, 99)),
+            f"{100 * t.variation:.0f}",
+            f"{t.first_run_ns / 1e6:.1f}",
+            f"{t.load_ns / 1e6:.0f}",
+            f"{t.peak_memory_mb:.0f}",
+            f"{t.percentile_ms(50) / base:.2f}",
+        )
+    return made
+
+
+def percent(share: float | None, count: int) -> str:
+    """'88.2 % (441 of 500)', '-' where unknown."""
+    return "-" if share is None else f"{100 * share:.1f} % ({round(share * count)} of {count})"
+
+
+def evaluations(results: Sequence[Evaluation]) -> Table:
+    """Accuracy on labelled photos, and agreement with eager."""
+    made = table("artifact", ">photos", ">top-1", ">top-5", ">eager top-1", ">same top-1 as eager", ">worst SNR dB")
+    for e in results:
+        shares = (percent(s, e.photos) for s in (e.top1, e.top5, e.eager_top1, e.agreement))
+        made.add_row(e.artifact, str(e.photos), *shares, "-" if e.worst_snr_db is None else snr(e.worst_snr_db))
+    return made
+
+
+def summary(manifest: Manifest) -> Table:
+    """The manifest's first page."""
+    made = Table.grid(padding=(0, 2))
+    weights = manifest.model.weights
+    made.add_row("model", f"{manifest.model.name} ({manifest.model.source})")
+    made.add_row(
+        "weights",
+        f"{'[red]RANDOM[/], seed ' + str(weights.seed) if weights.is_random else weights.kind} {weights.source}",
+    )
+    made.add_row("size", f"{manifest.model.parameters:,} parameters, {manifest.model.macs / 1e6:.1f} MMAC")
+    for name, specs in (("inputs", manifest.file_inputs), ("outputs", manifest.file_outputs)):
+        made.add_row(name, ", ".join(f"{s.name} {'x'.join(map(str, s.shape))} {s.dtype} {s.layout}" for s in specs))
+    made.add_row("precision", f"{manifest.recipe.name}: {manifest.recipe.description}")
+    for note in manifest.target.notes:
+        made.add_row("note", note)
+    prepared = manifest.preparation
+    if prepared.error_float64 is not None:
+        made.add_row("prepared", f"inference form, {prepared.error_float64:.1e} from the published one in float64")
+    for rule in prepared.rewrites:
+        made.add_row("rewrite", f"{rule.name}, {rule.times} times ({rule.claim})")
+    made.add_row("same bytes", manifest.target.nondeterminism or "yes: exporting again gives the same file")
+    made.add_row("against eager", f"{verdict(manifest.proof)} {manifest.proof.reason}")
+    return made

@@ -1,0 +1,211 @@
+"""ExecuTorch: a .pte program, delegated to XNNPACK (or Core ML, Vulkan), run by ExecuTorch's own runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from acmix.targets.formats.metadata import description, metadata
+from acmix.toolkit.errors import UsageError
+from acmix.toolkit.recipe import Recipe
+from acmix.toolkit.target import Array, Lowered, LoweringJob, Placement, Runner, Target
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+BACKENDS = {"xnnpack": "XNNPACK", "coreml": "Core ML", "vulkan": "Vulkan"}
+FLOAT16_NOTES = {
+    "xnnpack": (
+        "arithmetic and activations are float16, from a cast after each input to a cast before each output, "
+        "which stay float32; weights are stored as float16, biases of convolutions as float32"
+    ),
+    "coreml": "Core ML computes and stores weights as float16; inputs and outputs stay float32",
+    "vulkan": "Vulkan computes and stores weights as float16 (force_fp16); inputs and outputs stay float32",
+}
+FLOAT16_BATCH_NORM_NOTE = (
+    "batch norms are folded in float16, which loses accuracy: fold them before lowering"
+)
+_open_runners: list[Path] = []
+"""Files whose runner is open: they share one thread pool, which must not be replaced under them."""
+
+
+@dataclass(frozen=True)
+class ExecuTorchOptions:
+    """delegate: the backend that takes what it can; everything else runs on portable kernels."""
+
+    delegate: Literal["xnnpack", "coreml", "vulkan"] = "xnnpack"
+
+
+@dataclass(frozen=True)
+class ExecuTorch:
+    """One .pte file."""
+
+    name: str = "executorch"
+    suffix: str = ".pte"
+    distributions: tuple[str, ...] = ("executorch", "torch", "torchao", "coremltools")
+    options: type[ExecuTorchOptions] = ExecuTorchOptions
+
+    def refuses(self, recipe: Recipe, options: Any) -> str | None:
+        if recipe.weights != recipe.activations or recipe.weights not in ("float32", "float16"):
+            return (
+                f"recipe '{recipe.name}' asks ExecuTorch for {recipe.weights} weights with {recipe.activations} "
+                "activations; float32 or float16 for both works: use the recipe float32 or float16."
+            )
+        return None
+
+    def cannot_run_here(self, options: Any) -> str | None:
+        if options.delegate == "xnnpack" or (options.delegate == "coreml" and sys.platform == "darwin"):
+            return None
+        where = {"coreml": "on macOS and iOS only", "vulkan": "on devices only, with a runtime built with it"}
+        return f"{BACKENDS[options.delegate]}'s delegate runs {where[options.delegate]}: not executed here"
+
+    def preload(self) -> None:
+        with _quiet():
+            import executorch.exir
+            from executorch.backends.xnnpack.partition import xnnpack_partitioner  # noqa: F401
+
+    def preload_runtime(self) -> None:
+        _runtime()
+
+    def lower(self, program: ExportedProgram, job: LoweringJob, file: Path) -> Lowered:
+        from acmix.targets.formats import executorch_placement as placement
+        from acmix.targets.formats.executorch_shortcuts import shortcuts
+
+        delegate = job.options.delegate
+        is_float16 = job.recipe.weights == "float16"
+        notes = [FLOAT16_NOTES[delegate]] if is_float16 else []
+        with _quiet(), contextlib.ExitStack() as stack:
+            from executorch.exir import to_edge_transform_and_lower
+
+            if is_float16 and delegate == "xnnpack":
+                from acmix.targets.formats.executorch_half import float16_filters, half_program
+
+                if any("batch_norm" in str(node.target) for node in program.graph.nodes):
+                    notes.append(FLOAT16_BATCH_NORM_NOTE)
+                program = half_program(program)
+                stack.enter_context(float16_filters())
+            stack.enter_context(shortcuts(program))
+            reasons = stack.enter_context(placement.recorded_reasons())
+            edge = to_edge_transform_and_lower(
+                program, partitioner=[_partitioner(delegate, is_float16)], constant_methods=constant_methods(job)
+            )
+            placement.tag_operators(edge.exported_program().graph_module, reasons, BACKENDS[delegate])
+            finished = edge.to_executorch()
+            with file.open("wb") as stream:
+                finished.write_to_file(stream)
+        placed = placement.lowered_placement(finished.exported_program().graph_module, BACKENDS[delegate])
+        return Lowered(job.inputs, job.outputs, tuple(notes), placed, details={"delegate": delegate})
+
+    @contextlib.contextmanager
+    def runner(self, file: Path, threads: int) -> Iterator[Runner]:
+        """The XNNPACK delegate and the portable kernels share one pool of `threads` in the whole process."""
+        torch, runtime = _runtime()
+        _size_thread_pool(runtime, file, threads)
+        try:
+            program = runtime._load_program(
+                str(file), program_verification=runtime.Verification.InternalConsistency
+            )
+            method = program.load_method("forward")
+        except RuntimeError as error:
+            raise UsageError(
+                f"ExecuTorch cannot load {file.name}: {error}. A whole .pte file, with a delegate that this "
+                "runtime has, would load; export it again."
+            ) from error
+
+        def run(arrays: Sequence[Array]) -> list[Array]:
+            outputs = method([torch.from_numpy(array) for array in arrays], clone_outputs=False)
+            return [np.array(output.numpy(), order="C") for output in outputs]
+
+        _open_runners.append(file)
+        try:
+            yield run
+        finally:
+            _open_runners.remove(file)
+
+    def placement(self, file: Path) -> Placement:
+        from acmix.targets.formats.executorch_placement import file_placement
+
+        return file_placement(file)
+
+
+def constant_methods(job: LoweringJob) -> dict[str, Any]:
+    """What the file says about itself: methods without inputs, which every runtime calls by name.
+
+    Text is one string each (preprocess and labels as JSON); numbers that an app needs come as numbers too.
+    """
+    texts = {**metadata(job), "acmix.description": description(job)}
+    methods: dict[str, Any] = {key.replace(".", "_"): text for key, text in texts.items()}
+    methods["acmix_inputs"] = [spec.name for spec in job.inputs]
+    methods["acmix_outputs"] = [spec.name for spec in job.outputs]
+    if job.preprocess is not None:
+        methods["acmix_mean"] = list(job.preprocess.mean)
+        methods["acmix_std"] = list(job.preprocess.std)
+        methods["acmix_crop"] = list(job.preprocess.crop)
+        methods["acmix_resize_short"] = job.preprocess.resize_short
+    return methods
+
+
+def _partitioner(delegate: str, is_float16: bool) -> Any:
+    if delegate == "coreml":
+        import coremltools
+        from executorch.backends.apple.coreml.compiler import CoreMLBackend
+        from executorch.backends.apple.coreml.partition import CoreMLPartitioner
+
+        precision = coremltools.precision.FLOAT16 if is_float16 else coremltools.precision.FLOAT32
+        return CoreMLPartitioner(
+            compile_specs=CoreMLBackend.generate_compile_specs(compute_precision=precision)
+        )
+    if delegate == "vulkan":
+        from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
+
+        return VulkanPartitioner({"force_fp16": is_float16})
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    return XnnpackPartitioner()
+
+
+def _runtime() -> tuple[Any, Any]:
+    # executorch.runtime imports the converter first (3 s); the extension below it needs torch's libraries only.
+    import torch
+    from executorch.extension.pybindings import _C
+
+    return torch, _C
+
+
+def _size_thread_pool(runtime: Any, file: Path, threads: int) -> None:
+    if runtime._threadpool_get_thread_count() == threads:
+        return
+    if _open_runners:
+        raise UsageError(
+            f"{file.name} cannot run with {threads} threads while {_open_runners[0].name} runs with "
+            f"{runtime._threadpool_get_thread_count()}: one thread pool serves the process. Use as many threads, "
+            "or close the other runner first."
+        )
+    runtime._unsafe_reset_threadpool(threads)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the converter's chatter from the user: torch warns once a node about a class that copyreg compares.
+
+    The Vulkan partitioner sets the root logger to INFO when it is imported.
+    """
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
+
+
+TARGET: Target = ExecuTorch()

@@ -1,0 +1,1 @@
+"""Reading and describing the file formats, without their converters."""

@@ -1,0 +1,65 @@
+"""Reading an ONNX graph: its interface, its shapes, its multiply-accumulates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+from typing import TYPE_CHECKING
+
+from acmix.toolkit.errors import UsageError
+from acmix.toolkit.spec import Layout, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def interface(
+    model: onnx.ModelProto, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """The file's own inputs and outputs, with the axis order of the job's; a dynamic shape is refused."""
+    layouts = [{spec.name: spec.layout for spec in specs} for specs in (inputs, outputs)]
+    inside, outside = (
+        tuple(_tensor_spec(value, known) for value in values)
+        for values, known in zip((model.graph.input, model.graph.output), layouts, strict=True)
+    )
+    return inside, outside
+
+
+def _tensor_spec(value: onnx.ValueInfoProto, layouts: dict[str, Layout]) -> TensorSpec:
+    import onnx
+
+    tensor = value.type.tensor_type
+    if not all(axis.HasField("dim_value") for axis in tensor.shape.dim):
+        raise UsageError(
+            f"'{value.name}' has no fixed shape in the converted model; "
+            "phones are served with static shapes: capture the model with example inputs of one size."
+        )
+    shape = tuple(axis.dim_value for axis in tensor.shape.dim)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    return TensorSpec(value.name, shape, dtype, layouts.get(value.name, "any"))
+
+
+def shapes_of(model: onnx.ModelProto) -> Shapes:
+    """The shape of every tensor that shape inference can name."""
+    import onnx
+
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        shapes[value.name] = tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim)
+    return shapes
+
+
+def macs(node: onnx.NodeProto, shapes: Shapes) -> int:
+    """Multiply-accumulates of one node: convolutions and matrix products; 0 for everything else."""
+    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        return 0
+    left, right, out = (shapes.get(name, ()) for name in (*node.input[:2], node.output[0]))
+    if node.op_type == "Conv":
+        return prod(out) * prod(right[1:])
+    if node.op_type == "ConvTranspose":
+        return prod(left) * prod(right[1:])
+    transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+    return prod(out) * (left[0] if transposed else left[-1]) if left else 0

@@ -1,0 +1,293 @@
+"""ONNX: lowered by torch's own exporter, run by ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import logging
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from acmix.targets.formats import onnx_graph
+from acmix.targets.formats.metadata import description, metadata
+from acmix.toolkit.errors import GateError, UsageError
+from acmix.toolkit.recipe import Recipe
+from acmix.toolkit.target import Array, Lowered, LoweringJob, Operator, Placement, Runner, Target
+
+if TYPE_CHECKING:
+    import onnx
+    from torch.export import ExportedProgram
+
+OPSETS = range(18, 24)
+PROVIDER = "CPUExecutionProvider"
+FLOAT16_MAX = 65504.0
+SIMPLIFIED_SNR_DB = 80.0
+
+FLOAT16_NOTE = (
+    "weights and arithmetic are float16, inputs and outputs stay float32; an ONNX Runtime provider without "
+    "half-precision kernels (the CPU one on x86-64) widens the weights when it loads and computes in float32"
+)
+
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """opset: 18 is what torch's exporter writes natively and every mobile ONNX Runtime since 1.14 reads."""
+
+    opset: int = 18
+
+
+@dataclass(frozen=True)
+class OnnxTarget:
+    """One self-contained .onnx file, float32 at its interface."""
+
+    name: str = "onnx"
+    suffix: str = ".onnx"
+    distributions: tuple[str, ...] = ("onnx", "onnxscript", "onnxsim", "onnxruntime")
+    options: type[OnnxOptions] = OnnxOptions
+
+    def refuses(self, recipe: Recipe, options: Any) -> str | None:
+        if options.opset not in OPSETS:
+            return (
+                f"ONNX opset {options.opset} is not written here: {OPSETS[0]} to {OPSETS[-1]} are; "
+                f"{OnnxOptions.opset} loads in the most runtimes."
+            )
+        if recipe.weights != recipe.activations or recipe.weights not in ("float32", "float16"):
+            return (
+                f"recipe '{recipe.name}' asks ONNX for {recipe.weights} weights with {recipe.activations} "
+                "activations; float32 or float16 for both works: use the recipe float32 or float16."
+            )
+        return None
+
+    def cannot_run_here(self, options: Any) -> str | None:
+        return None
+
+    def preload(self) -> None:
+        import onnxscript  # noqa: F401
+        import onnxsim  # noqa: F401
+        import torch.onnx  # noqa: F401
+
+    def preload_runtime(self) -> None:
+        import onnxruntime  # noqa: F401
+
+    def lower(self, program: ExportedProgram, job: LoweringJob, file: Path) -> Lowered:
+        model = _simplified(_converted(program, job))
+        notes: list[str] = []
+        if job.recipe.weights == "float16":
+            notes += [FLOAT16_NOTE, *_clamped(model)]
+            model = _float16_module().convert_float_to_float16(model, keep_io_types=True)
+        inputs, outputs = onnx_graph.interface(model, job.inputs, job.outputs)
+        _describe(model, job)
+        file.write_bytes(model.SerializeToString(deterministic=True))
+        return Lowered(inputs, outputs, tuple(notes), details={"opset": str(job.options.opset)})
+
+    @contextlib.contextmanager
+    def runner(self, file: Path, threads: int) -> Iterator[Runner]:
+        session = _session(file, threads)
+        names = [value.name for value in session.get_inputs()]
+
+        def run(arrays: Any) -> list[Array]:
+            result: list[Array] = session.run(None, dict(zip(names, arrays, strict=True)))
+            return result
+
+        yield run
+
+    def placement(self, file: Path) -> Placement:
+        import onnx
+
+        with tempfile.TemporaryDirectory() as folder:
+            optimised = Path(folder, "optimised.onnx")
+            _session(file, 1, optimised)
+            kernels = onnx.load(optimised)
+        model = onnx.load(file)
+        shapes = onnx_graph.shapes_of(model)
+        operators = tuple(
+            Operator(
+                kind=node.op_type,
+                name=node.name,
+                runs_on=PROVIDER,
+                delegated=True,
+                macs=onnx_graph.macs(node, shapes),
+                changes_layout=node.op_type == "Transpose",
+            )
+            for node in model.graph.node
+            if node.op_type != "Constant"
+        )
+        return Placement(operators, partitions=1, determined_by=_what_the_session_made(model, kernels))
+
+
+def _converted(program: ExportedProgram, job: LoweringJob) -> onnx.ModelProto:
+    import torch
+
+    with _quiet():
+        exported = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            opset_version=job.options.opset,
+            input_names=[spec.name for spec in job.inputs],
+            output_names=[spec.name for spec in job.outputs],
+            verbose=False,
+        )
+    assert exported is not None
+    model = exported.model_proto
+    written = {entry.domain: entry.version for entry in model.opset_import}.get("")
+    if written != job.options.opset:
+        raise UsageError(
+            f"torch's exporter could not write '{job.model}' in ONNX opset {job.options.opset}: "
+            f"it kept {written}. Ask for opset {written}."
+        )
+    return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on torchvision and pytree: standard output belongs to the caller."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model after onnxsim, its structure checked by onnx and its numbers by ONNX Runtime.
+
+    onnxsim's own comparison is element by element and blind to scale; ours is a ratio over each output.
+    """
+    import onnxsim
+
+    with _quiet():
+        simple: onnx.ModelProto
+        simple, valid = onnxsim.simplify(model)
+    snr_db = _agreement_snr_db(model, simple) if _structure(model) != _structure(simple) else np.inf
+    if not valid or not snr_db >= SIMPLIFIED_SNR_DB:
+        raise GateError(
+            f"onnxsim changed the model's results (SNR {snr_db:.1f} dB, {SIMPLIFIED_SNR_DB:.0f} dB passes, "
+            f"onnx.checker {'passed' if valid else 'failed'}): report the model, or export to another target."
+        )
+    return simple
+
+
+def _structure(model: onnx.ModelProto) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
+    return [(node.op_type, tuple(node.input), tuple(node.output)) for node in model.graph.node]
+
+
+def _agreement_snr_db(before: onnx.ModelProto, after: onnx.ModelProto) -> float:
+    """The worst output's signal-to-difference ratio on one seeded sample."""
+    import onnxruntime
+
+    random = np.random.default_rng(0)
+    inputs, _ = onnx_graph.interface(before, (), ())
+    feed = {spec.name: random.standard_normal(spec.shape).astype(spec.dtype) for spec in inputs}
+    expected, actual = (
+        onnxruntime.InferenceSession(model.SerializeToString(), providers=[PROVIDER]).run(None, feed)
+        for model in (before, after)
+    )
+    worst = np.inf
+    for one, other in zip(expected, actual, strict=True):
+        signal, noise = (float(np.square(array.astype(np.float64)).sum()) for array in (one, one - other))
+        if noise > 0:
+            worst = min(worst, 10 * np.log10(signal / noise) if signal else -np.inf)
+    return float(worst)
+
+
+def _float16_module() -> Any:
+    """onnxruntime's float16 pass by its file: its package would put a folder of generic names on sys.path."""
+    import onnxruntime
+
+    file = Path(onnxruntime.__file__).with_name("transformers") / "float16.py"
+    spec = importlib.util.spec_from_file_location("acmix_onnxruntime_float16", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _clamped(model: onnx.ModelProto) -> list[str]:
+    from onnx import TensorProto, numpy_helper
+
+    beyond = [
+        tensor.name
+        for tensor in model.graph.initializer
+        if tensor.data_type == TensorProto.FLOAT and np.abs(numpy_helper.to_array(tensor)).max(initial=0) > FLOAT16_MAX
+    ]
+    return [f"clamped to float16's largest, 65504: {', '.join(beyond)}"] if beyond else []
+
+
+def _describe(model: onnx.ModelProto, job: LoweringJob) -> None:
+    """Our own metadata in place of the converters': theirs holds stack traces with this machine's paths."""
+    from importlib.metadata import version
+
+    graph = model.graph
+    for part in (
+        model,
+        graph,
+        *graph.node,
+        *graph.input,
+        *graph.output,
+        *graph.value_info,
+        *graph.initializer,
+    ):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    for key, text in metadata(job).items():
+        model.metadata_props.add(key=key, value=text)
+    model.producer_name, model.producer_version = "acmix", version("acmix")
+    model.doc_string = description(job)
+    graph.name = job.model
+
+
+def _session(file: Path, threads: int, optimised: Path | None = None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
+    try:
+        return onnxruntime.InferenceSession(str(file), options, providers=[PROVIDER])
+    except Exception as error:
+        reason = str(error).replace(str(file), file.name)
+        raise UsageError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot load '{file.name}': {reason}. "
+            "The file is damaged or not ONNX: export it again."
+        ) from error
+
+
+def _what_the_session_made(model: onnx.ModelProto, kernels: onnx.ModelProto) -> str:
+    """One sentence on the session: what fusion left, what it added, and in which precision it computes."""
+    import onnxruntime
+
+    kinds = Counter(node.op_type for node in kernels.graph.node)
+    added = ", ".join(f"{kinds[kind]} {kind}" for kind in ("ReorderInput", "ReorderOutput", "Cast") if kinds[kind])
+    text = (
+        f"onnxruntime {onnxruntime.__version__}, whose only provider here takes the whole file: "
+        f"{len(model.graph.node)} nodes become {kinds.total()} kernels" + (f" ({added})" if added else "")
+    )
+    widened = _multiplies_halves(model) and not _multiplies_halves(kernels)
+    return text + ("; float16 weights are widened: its arithmetic here is float32" if widened else "")
+
+
+def _multiplies_halves(model: onnx.ModelProto) -> bool:
+    """Whether a convolution or a matrix product reads float16 weights."""
+    from onnx import TensorProto
+
+    halves = {t.name for t in model.graph.initializer if t.data_type == TensorProto.FLOAT16}
+    products = [node for node in model.graph.node if node.op_type.endswith(("Conv", "Gemm", "MatMul"))]
+    return any(name in halves for node in products for name in node.input)
+
+
+TARGET: Target = OnnxTarget()

@@ -1,0 +1,139 @@
+"""TFLite (LiteRT): lowered by litert-torch, run by ai-edge-litert with its default XNNPACK delegate."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from acmix.toolkit.recipe import Recipe
+from acmix.toolkit.spec import TensorSpec
+from acmix.toolkit.target import Array, Lowered, LoweringJob, Placement, Runner, Target
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+HALF_PRECISION = ("reduced_precision_support", b"fp16accfp16")
+"""The metadata entry by which XNNPACK computes in float16 on processors that have it (its README)."""
+
+FLOAT16_NOTE = (
+    "float16: {cast} weight tensors are stored as float16, biases, scales, inputs and outputs as float32; the "
+    "arithmetic is float32 here (x86-64) and float16 inside XNNPACK on ARMv8.2 processors and newer, "
+    "which the file allows by its entry reduced_precision_support"
+)
+
+
+@dataclass(frozen=True)
+class TFLiteOptions:
+    """layout: nhwc is what cameras deliver and TFLite computes in; nchw keeps PyTorch's, one transpose at entry."""
+
+    layout: Literal["nhwc", "nchw"] = "nhwc"
+
+
+@dataclass(frozen=True)
+class TFLite:
+    """One .tflite file: float32 at its interface, named tensors, TFLite Metadata, labels.txt inside."""
+
+    name: str = "tflite"
+    suffix: str = ".tflite"
+    distributions: tuple[str, ...] = (
+        "litert-torch",
+        "litert-converter",
+        "ai-edge-litert",
+        "ai-edge-quantizer",
+        "torch",
+    )
+    options: type[TFLiteOptions] = TFLiteOptions
+
+    def refuses(self, recipe: Recipe, options: Any) -> str | None:
+        if recipe.weights == recipe.activations and recipe.weights in ("float32", "float16"):
+            return None
+        return (
+            f"recipe '{recipe.name}' asks TFLite for {recipe.weights} weights with {recipe.activations} activations; "
+            "float32 or float16 for both works: use the recipe float32 or float16."
+        )
+
+    def cannot_run_here(self, options: Any) -> str | None:
+        if importlib.util.find_spec("ai_edge_litert") is not None:
+            return None
+        return "ai-edge-litert, the TFLite runtime, is not installed: pip install 'acmix[tflite]'"
+
+    def preload(self) -> None:
+        import litert_torch  # noqa: F401
+        from acmix.targets.formats import tflite_conversion, tflite_flatbuffer, tflite_metadata  # noqa: F401
+
+    def preload_runtime(self) -> None:
+        import ai_edge_litert.interpreter  # noqa: F401
+
+    def lower(self, program: ExportedProgram, job: LoweringJob, file: Path) -> Lowered:
+        from acmix.targets.formats import tflite_conversion, tflite_flatbuffer, tflite_metadata
+        from acmix.targets.formats.metadata import description, metadata
+
+        inputs = tuple(_in_file(s, job.options) for s in job.inputs)
+        outputs = tuple(_in_file(s, job.options) for s in job.outputs)
+        content = tflite_conversion.convert(program, _changed(job.inputs, inputs), _changed(job.outputs, outputs))
+        model = tflite_flatbuffer.read_model(content)
+        tflite_flatbuffer.name_interface(model, [s.name for s in inputs], [s.name for s in outputs])
+        inputs, outputs = tflite_flatbuffer.interface(model, inputs, outputs)
+        notes = _half_precision(model) if job.recipe.weights == "float16" else ()
+        described = tflite_metadata.metadata(
+            job.model, description(job), inputs, outputs, job.preprocess, bool(job.labels)
+        )
+        tflite_flatbuffer.add_metadata(model, tflite_metadata.ENTRY, described)
+        tflite_flatbuffer.add_metadata(model, tflite_metadata.EXTRA_ENTRY, tflite_metadata.extra(metadata(job)))
+        whole = tflite_flatbuffer.write_model(model)
+        file.write_bytes(tflite_metadata.append_labels(whole, job.labels) if job.labels else whole)
+        return Lowered(inputs, outputs, notes, details=tflite_flatbuffer.details(model))
+
+    @contextmanager
+    def runner(self, file: Path, threads: int) -> Iterator[Runner]:
+        from ai_edge_litert.interpreter import Interpreter
+
+        # The interpreter verifies the flatbuffer and raises ValueError on a broken one.
+        interpreter = Interpreter(model_path=str(file), num_threads=threads)
+        interpreter.allocate_tensors()
+        inputs = [detail["index"] for detail in interpreter.get_input_details()]
+        outputs = [detail["index"] for detail in interpreter.get_output_details()]
+
+        def run(arrays: Sequence[Array]) -> list[Array]:
+            for index, array in zip(inputs, arrays, strict=True):
+                interpreter.set_tensor(index, array)
+            interpreter.invoke()
+            return [np.asarray(interpreter.get_tensor(index)) for index in outputs]
+
+        yield run
+
+    def placement(self, file: Path) -> Placement:
+        from acmix.targets.formats import tflite_placement
+
+        return tflite_placement.placement(file)
+
+
+def _in_file(spec: TensorSpec, options: TFLiteOptions) -> TensorSpec:
+    if options.layout == "nchw" or spec.layout != "nchw" or len(spec.shape) != 4:
+        return spec
+    batch, channels, height, width = spec.shape
+    return replace(spec, shape=(batch, height, width, channels), layout="nhwc")
+
+
+def _changed(captured: Sequence[TensorSpec], wanted: Sequence[TensorSpec]) -> list[bool]:
+    return [c.layout != w.layout for c, w in zip(captured, wanted, strict=True)]
+
+
+def _half_precision(model: Any) -> tuple[str, ...]:
+    from acmix.targets.formats import tflite_flatbuffer
+
+    cast, out_of_range = tflite_flatbuffer.cast_weights(model)
+    tflite_flatbuffer.add_metadata(model, *HALF_PRECISION)
+    notes = [FLOAT16_NOTE.format(cast=cast)]
+    if out_of_range:
+        limit = tflite_flatbuffer.LARGEST_FLOAT16
+        notes.append(f"float16: {out_of_range} weight tensors hold values beyond {limit:.0f} and stay float32")
+    return tuple(notes)
+
+
+TARGET: Target = TFLite()

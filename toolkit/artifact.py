@@ -1,0 +1,196 @@
+"""An artifact: a folder with the model file, its reference outputs and manifest.json."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from acmix.toolkit.errors import UsageError
+from acmix.toolkit.recipe import Recipe
+from acmix.toolkit.rewrite import AppliedRewrite
+from acmix.toolkit.spec import Preprocess, TensorSpec
+from acmix.toolkit.target import Placement
+from acmix.toolkit.verify import Proof
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+REFERENCE = "reference.npz"
+
+
+@dataclass(frozen=True)
+class FileDigest:
+    """One file of the artifact, by its path inside the folder."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class WeightsOrigin:
+    """Where the weights came from. `random` weights classify nothing: the manifest says so."""
+
+    kind: Literal["packaged", "file", "random", "as_built"]
+    digest: str
+    source: str = ""
+    licence: str = ""
+    seed: int | None = None
+    report: str = ""
+
+    @property
+    def is_random(self) -> bool:
+        return self.kind == "random"
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """What was captured: the name or reference given to --model, and its weights."""
+
+    name: str
+    source: str
+    weights: WeightsOrigin
+    parameters: int
+    macs: int
+    classifies: bool
+    paper: str = ""
+
+
+@dataclass(frozen=True)
+class TargetRecord:
+    """What it was lowered to, and what the target said of the result."""
+
+    name: str
+    options: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    details: dict[str, str] = field(default_factory=dict)
+    nondeterminism: str = ""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What was done to the network before capture and proven in float64, and the rules applied after it.
+
+    error_float64: largest difference between the prepared and the published network, relative to the
+    largest output; None when the model has no preparation of its own.
+    """
+
+    for_inference: bool
+    error_float64: float | None
+    rewrites: tuple[AppliedRewrite, ...] = ()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json: everything that is known of an artifact. docs/manifest.md explains it."""
+
+    acmix: str
+    model: ModelRecord
+    recipe: Recipe
+    target: TargetRecord
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    file_inputs: tuple[TensorSpec, ...]
+    file_outputs: tuple[TensorSpec, ...]
+    preprocess: Preprocess | None
+    labels: tuple[str, ...]
+    preparation: Preparation
+    placement: Placement
+    proof: Proof
+    files: tuple[FileDigest, ...]
+    tools: dict[str, str]
+    machine: dict[str, str]
+    timings_s: dict[str, float]
+    log: str
+    seed: int = 0
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact folder and its manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def model_file(self) -> Path:
+        """The file (or .mlpackage folder) that the runtime loads."""
+        return self.folder / Path(self.manifest.files[0].path).parts[0]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the model alone."""
+        return sum(f.size_bytes for f in self.manifest.files if Path(f.path).parts[0] == self.model_file.name)
+
+
+def sha256_of(file: Path) -> str:
+    """The digest of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest_files(folder: Path, first: str) -> tuple[FileDigest, ...]:
+    """Every file below the folder but the manifest itself, those of the model (`first`) first."""
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST)
+    records = [FileDigest(f.relative_to(folder).as_posix(), sha256_of(f), f.stat().st_size) for f in files]
+    return tuple(sorted(records, key=lambda r: (Path(r.path).parts[0] != first, r.path)))
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write manifest.json, indented, keys in the order of the types."""
+    text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    (folder / MANIFEST).write_bytes(text + b"\n")
+
+
+def manifest_schema() -> dict[str, Any]:
+    """The JSON schema of manifest.json."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(Manifest)}
+
+
+def open_artifact(folder: Path) -> Artifact:
+    """Read an artifact's manifest; raises UsageError when the folder is no artifact of this version."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UsageError(
+            f"{folder} is not an artifact: it has no {MANIFEST}.\n"
+            "Give a folder that acmix-export wrote, like build/lsnet_t-tflite-float32."
+        )
+    try:
+        data = path.read_bytes()
+        version = msgspec.json.decode(data).get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise UsageError(
+                f"{path} has schema version {version}; this acmix reads {SCHEMA_VERSION}.\n"
+                "Export the model again, or use the acmix that wrote it."
+            )
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, AttributeError, OSError) as error:
+        raise UsageError(f"{path} cannot be read: {error}\nExport the model again.") from error
+    if not manifest.files:
+        raise UsageError(f"{path} lists no files.\nExport the model again.")
+    return Artifact(folder, manifest)
+
+
+def check_digests(artifact: Artifact) -> None:
+    """Raise UsageError when any file differs from what was exported, is missing, or was added."""
+    for record in artifact.manifest.files:
+        file = artifact.folder / record.path
+        if not file.resolve().is_relative_to(artifact.folder.resolve()):
+            raise UsageError(f"{artifact.folder / MANIFEST} names {record.path!r}, outside its own folder.")
+        if not file.is_file():
+            raise UsageError(f"{file} is missing from the artifact.\nExport the model again.")
+        if (found := sha256_of(file)) != record.sha256:
+            raise UsageError(
+                f"{file} has changed since it was exported: its sha256 is {found[:12]}..., "
+                f"the manifest says {record.sha256[:12]}...\nExport the model again, or restore the file."
+            )
+    added = {r.path for r in digest_files(artifact.folder, "")} - {r.path for r in artifact.manifest.files}
+    if added:
+        raise UsageError(f"{artifact.folder} holds {sorted(added)[0]!r}, which was not exported.\nRemove it.")

@@ -1,0 +1,259 @@
+"""Capture: from a model's name and weights to one exact, prepared ExportedProgram."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import os
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.utils._pytree as pytree
+from acmix.toolkit import weights
+from acmix.toolkit.artifact import Preparation, WeightsOrigin
+from acmix.toolkit.errors import UsageError
+from acmix.toolkit.rewrite import rewrite
+from acmix.toolkit.source import ModelSource, user_line
+from acmix.toolkit.spec import ModelSpec, TensorSpec
+from acmix.toolkit.target import Array
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.utils.flop_counter import FlopCounterMode
+
+EXACT_FLOAT64 = 1e-9
+"""The largest relative difference in float64 that still counts as the same network."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A built model with its weights, in evaluation mode: the eager float32 reference."""
+
+    source: ModelSource
+    module: nn.Module
+    weights: WeightsOrigin
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.source.spec
+
+    def __call__(self, inputs: Sequence[Array]) -> list[Array]:
+        """Eager float32 outputs, flattened in the order of the program's outputs."""
+        with torch.no_grad():
+            outputs = self.module(*(torch.from_numpy(np.ascontiguousarray(a)) for a in inputs))
+        return [tensor.detach().contiguous().numpy() for tensor in flat_tensors(outputs)]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One captured program and what is known of it."""
+
+    program: ExportedProgram
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    preparation: Preparation
+    parameters: int
+    macs: int
+    classifies: bool
+
+
+def build(source: ModelSource, weights_option: str | None, seed: int = 0) -> Network:
+    """Build the model and give it its weights: a file, 'random', or None for the model's own.
+
+    Raises UsageError when a checkpoint does not fit; see acmix.toolkit.weights.
+    """
+    torch.manual_seed(seed)
+    spec = source.spec
+    module = spec.build()
+    if source.kind == "program":
+        if weights_option is not None:
+            raise UsageError(f"{source.reference} holds its own weights: leave --weights out.")
+        return Network(source, module, WeightsOrigin("as_built", weights.digest(module), source.reference))
+    origin = _give_weights(source, module, weights_option, seed)
+    return Network(source, module.eval(), origin)
+
+
+def _give_weights(source: ModelSource, module: nn.Module, option: str | None, seed: int) -> WeightsOrigin:
+    spec = source.spec
+    if option not in (None, "random"):
+        report = weights.load_weights(module, spec, weights.read_checkpoint(Path(str(option))))
+        return WeightsOrigin("file", weights.digest(module), str(option), report=str(report))
+    if option is None and spec.weights is not None:
+        report = weights.load_weights(module, spec, weights.read_checkpoint(weights.packaged_weights(spec.weights)))
+        return WeightsOrigin(
+            "packaged",
+            weights.digest(module),
+            spec.weights.distribution,
+            spec.weights.licence,
+            report=str(report),
+        )
+    if source.kind == "module" and option is None:
+        return WeightsOrigin("as_built", weights.digest(module), source.reference)
+    if source.kind == "module":
+        raise UsageError(f"--weights random is for models of the zoo; {source.reference} makes its own.")
+    return WeightsOrigin("random", weights.digest(module), seed=seed)
+
+
+def capture(network: Network) -> Captured:
+    """Prepare the network, export it once, apply the exact rewrites.
+
+    Raises UsageError with the user's own line when torch.export refuses the module.
+    """
+    spec = network.spec
+    zeros = tuple(torch.zeros(s.shape, dtype=getattr(torch, s.dtype)) for s in spec.inputs)
+    parameters, macs, outputs = _measure(network, zeros)
+    prepared, error = prepare(network)
+    program = _export(prepared, zeros, network.source)
+    applied = rewrite(program)
+    program.validate()  # type: ignore[no-untyped-call]
+    classifies = spec.classifies or (outputs[0].dim() == 2 and outputs[0].shape[1] > 1)
+    return Captured(
+        program,
+        spec.inputs,
+        _output_specs(spec, outputs),
+        Preparation(spec.for_inference is not None, error, applied),
+        parameters,
+        macs,
+        classifies,
+    )
+
+
+def prepare(network: Network) -> tuple[nn.Module, float | None]:
+    """The network in its inference form, and that form's relative error in float64 (None: no such form).
+
+    Raises UsageError when the two forms differ: a model's for_inference is then wrong.
+    """
+    if network.spec.for_inference is None:
+        return network.module, None
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(s.shape, generator=generator, dtype=torch.float64) for s in network.spec.inputs]
+    published = copy.deepcopy(network.module).double().eval()
+    with torch.no_grad():
+        wanted = flat_tensors(published(*inputs))
+        found = flat_tensors(network.spec.for_inference(published).eval()(*inputs))
+        prepared = network.spec.for_inference(network.module).eval()
+    error = max(_relative_error(w, f) for w, f in zip(wanted, found, strict=True))
+    if not error <= EXACT_FLOAT64:
+        raise UsageError(
+            f"the inference form of {network.spec.name} differs from the published network by {error:.1e} in float64."
+            f"\nThe limit is {EXACT_FLOAT64:.0e}: mend for_inference of its ModelSpec."
+        )
+    return prepared, error
+
+
+def _relative_error(wanted: Tensor, found: Tensor) -> float:
+    return float((wanted - found).abs().max() / wanted.abs().max().clamp_min(1e-300))
+
+
+def flat_tensors(outputs: object) -> list[Tensor]:
+    """The tensors of a tuple, list or dict, in the order torch.export flattens them.
+
+    Raises UsageError when an output is no tensor.
+    """
+    leaves = pytree.tree_leaves(outputs)
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor):
+            raise UsageError(
+                f"the model returns a {type(leaf).__name__}; acmix exports models whose outputs are tensors.\n"
+                "Return tensors, or a tuple or dict of them."
+            )
+    return leaves
+
+
+def _measure(network: Network, zeros: tuple[Tensor, ...]) -> tuple[int, int, list[Tensor]]:
+    from acmix.toolkit.source import parameter_count
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        try:
+            outputs = flat_tensors(network.module(*zeros))
+        except UsageError:
+            raise
+        except Exception as error:
+            shapes = ", ".join("x".join(map(str, z.shape)) for z in zeros)
+            raise UsageError(
+                f"{network.source.reference} fails on an input of {shapes}: {type(error).__name__}: {error}\n"
+                f"{user_line(error)}\nGive the size it takes: --input 1x3x224x224."
+            ) from error
+    return parameter_count(network.module), counter.get_total_flops() // 2, outputs
+
+
+def _output_specs(spec: ModelSpec, outputs: list[Tensor]) -> tuple[TensorSpec, ...]:
+    names = spec.outputs if len(spec.outputs) == len(outputs) else [f"output_{i}" for i in range(len(outputs))]
+    for name, tensor in zip(names, outputs, strict=True):
+        if tensor.dim() == 0 or math.prod(tensor.shape) == 0:
+            raise UsageError(
+                f"output {name!r} has shape {tuple(tensor.shape)}; acmix exports outputs of rank 1 or more."
+            )
+    return tuple(
+        TensorSpec(n, tuple(t.shape), str(t.dtype).removeprefix("torch."), "nchw" if t.dim() == 4 else "any")
+        for n, t in zip(names, outputs, strict=True)
+    )
+
+
+def _export(module: nn.Module, inputs: tuple[Tensor, ...], source: ModelSource) -> ExportedProgram:
+    try:
+        with torch.no_grad(), quiet():
+            return torch.export.export(module, inputs)
+    except Exception as error:
+        line = user_line(error)
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(
+            f"torch.export refuses {source.reference}: {type(error).__name__}: {first}\n"
+            f"{'at ' + line if line else 'in the module itself'}\n"
+            "The graph must be the same for every input: no branch on a tensor's value, no .item()."
+        ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without torch's warnings about its own deprecations."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def save_program(program: ExportedProgram, path: Path) -> None:
+    """Write a program for the lowering processes."""
+    with quiet():
+        torch.export.save(program, path)
+
+
+def load_program(path: Path) -> ExportedProgram:
+    """Read a .pt2; no pickled code runs.
+
+    Raises UsageError when the file is missing, is no program, or holds objects that only pickle can make.
+    """
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}.\nSave one with torch.export.save(program, 'captured.pt2').")
+    if not zipfile.is_zipfile(path):
+        raise UsageError(f"{path} is not a saved ExportedProgram: it is truncated or of another kind.\nSave it again.")
+    with zipfile.ZipFile(path) as archive:
+        pickled = [n for n in archive.namelist() if Path(n).name.startswith(("opaque_obj", "custom_obj"))]
+    if pickled:
+        raise UsageError(f"{path} holds a pickled object ({Path(pickled[0]).name}), which could run code: refused.")
+    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        with quiet():
+            return torch.export.load(path)
+    except Exception as error:
+        raise UsageError(
+            f"{path} cannot be read as an ExportedProgram: {type(error).__name__}: {str(error)[:200]}\n"
+            f"Save it again with torch.export.save of torch {torch.__version__.split('+')[0]}."
+        ) from error
+    finally:
+        if before is None:
+            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+        else:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before

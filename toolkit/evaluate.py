@@ -1,0 +1,118 @@
+"""Accuracy on labelled photos, and agreement with the eager network, photo by photo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from acmix.toolkit import catalog
+from acmix.toolkit.artifact import Artifact, check_digests
+from acmix.toolkit.errors import UsageError
+from acmix.toolkit.execute import on_pixel_grid, run_sample
+from acmix.toolkit.profile import interface_of
+from acmix.toolkit.samples import Samples
+from acmix.toolkit.session import SessionRequest, open_session
+from acmix.toolkit.target import Array
+from acmix.toolkit.verify import snr_db
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An artifact on a set of photos. Shares are 0 to 1; None where there are no labels or no eager network.
+
+    agreement: share of photos whose top-1 is eager's. eager_missing says why there is no eager network.
+    """
+
+    artifact: str
+    samples: str
+    digest: str
+    photos: int
+    top1: float | None
+    top5: float | None
+    eager_top1: float | None
+    agreement: float | None
+    worst_snr_db: float | None
+    eager_missing: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class _Row:
+    label: int | None
+    found: Array
+    eager: Array | None
+
+
+def evaluate(artifact: Artifact, samples: Samples, log: Path, advance: Callable[[int], None]) -> Evaluation:
+    """Run every photo through the saved file and through eager float32.
+
+    Raises UsageError when the artifact cannot run here, was changed, or does not classify.
+    """
+    check_digests(artifact)
+    manifest = artifact.manifest
+    if not manifest.model.classifies:
+        raise UsageError(f"{artifact.name} gives no class scores, so there is no top-1 to evaluate.")
+    catalog.require_packages(manifest.target.name)
+    eager, missing = rebuild(artifact)
+    interface = interface_of(artifact)
+    snap = manifest.preprocess if any(s.layout == "image" for s in manifest.file_inputs) else None
+    labels = samples.labels or (None,) * len(samples)
+    rows: list[_Row] = []
+    with open_session(SessionRequest(manifest.target.name, str(artifact.model_file)), log) as session:
+        session.load()
+        for label, inputs in zip(labels, samples, strict=True):
+            fed = tuple(on_pixel_grid(a, snap) for a in inputs) if snap else inputs
+            found = run_sample(session, fed, interface)[0]
+            rows.append(_Row(label, found, eager(fed)[0] if eager else None))
+            advance(len(rows))
+    return _judge(artifact, samples, rows, missing)
+
+
+def _judge(artifact: Artifact, samples: Samples, rows: Sequence[_Row], missing: str) -> Evaluation:
+    labelled = [row for row in rows if row.label is not None]
+    known = [(row, row.eager) for row in rows if row.eager is not None]
+    ratios = [r for row, eager in known if (r := snr_db(eager, row.found)) is not None]
+
+    def share(hits: list[bool]) -> float | None:
+        return sum(hits) / len(hits) if hits else None
+
+    return Evaluation(
+        artifact.name,
+        samples.name,
+        samples.digest,
+        len(rows),
+        share([_among(row.found, row.label, 1) for row in labelled]),
+        share([_among(row.found, row.label, 5) for row in labelled]),
+        share([_among(row.eager, row.label, 1) for row in labelled if row.eager is not None]),
+        share([int(eager.argmax()) == int(row.found.argmax()) for row, eager in known]),
+        min(ratios, default=None),
+        missing,
+    )
+
+
+def _among(scores: Array, label: int | None, count: int) -> bool:
+    return label in np.argsort(-scores.ravel(), kind="stable")[:count].tolist()
+
+
+def rebuild(artifact: Artifact) -> tuple[Callable[[Sequence[Array]], list[Array]] | None, str]:
+    """The eager network that an artifact came from, or None and the reason.
+
+    The weights' digest must be the manifest's, or nothing could be said about agreement.
+    """
+    from acmix.toolkit import capture, source
+
+    record = artifact.manifest.model
+    inputs = () if record.source.endswith(".pt2") else artifact.manifest.inputs
+    option = {"file": record.weights.source, "random": "random"}.get(record.weights.kind)
+    try:
+        model = source.find_model(record.source, inputs, artifact.manifest.preprocess)
+        network = capture.build(model, option, record.weights.seed or 0)
+    except UsageError as error:
+        return None, str(error).splitlines()[0]
+    if network.weights.digest != record.weights.digest:
+        return None, f"{record.source} has other weights now than when it was exported"
+    return network, ""

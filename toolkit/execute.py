@@ -1,0 +1,107 @@
+"""Running samples through saved files, and judging what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from acmix.toolkit.recipe import Recipe, Tolerance
+from acmix.toolkit.session import Session
+from acmix.toolkit.spec import Preprocess, TensorSpec
+from acmix.toolkit.target import Array, to_layout
+from acmix.toolkit.verify import Compared
+
+
+@dataclass(frozen=True)
+class Interface:
+    """The captured program's own inputs and outputs, and the saved file's."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    file_inputs: tuple[TensorSpec, ...]
+    file_outputs: tuple[TensorSpec, ...]
+    preprocess: Preprocess | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Eager float32 on one sample."""
+
+    identifier: str
+    inputs: tuple[Array, ...]
+    outputs: tuple[Array, ...]
+
+
+def to_pixels(array: Array, preprocess: Preprocess) -> Array:
+    """A normalised [1, 3, H, W] input as the uint8 pixels [1, H, W, 3] that it came from."""
+    mean, std = (np.asarray(v, np.float32).reshape(1, 3, 1, 1) for v in (preprocess.mean, preprocess.std))
+    pixels: Array = np.clip(np.rint(array * std + mean), 0, 255).astype(np.uint8)
+    return pixels.transpose(0, 2, 3, 1)
+
+
+def on_pixel_grid(array: Array, preprocess: Preprocess) -> Array:
+    """The nearest input that uint8 pixels can express, so that image inputs can be compared exactly."""
+    mean, std = (np.asarray(v, np.float32).reshape(1, 1, 1, 3) for v in (preprocess.mean, preprocess.std))
+    pixels = to_pixels(array, preprocess).astype(np.float32)
+    return np.ascontiguousarray(((pixels - mean) / std).transpose(0, 3, 1, 2), dtype=np.float32)
+
+
+def file_inputs(inputs: Sequence[Array], interface: Interface) -> list[Array]:
+    """A sample as the saved file wants it: layout, dtype, pixels."""
+    fed = []
+    for array, source, wanted in zip(inputs, interface.inputs, interface.file_inputs, strict=True):
+        if wanted.layout == "image" and interface.preprocess is not None:
+            array = to_pixels(array, interface.preprocess)
+            fed.append(np.ascontiguousarray(array))
+        else:
+            fed.append(to_layout(array, source, wanted))
+    return fed
+
+
+def run_sample(session: Session, inputs: Sequence[Array], interface: Interface) -> list[Array]:
+    """One inference in the captured program's own layout, whatever the file's is."""
+    outputs = session.run(file_inputs(inputs, interface))
+    pairs = zip(outputs, interface.file_outputs, interface.outputs, strict=True)
+    return [to_layout(array, found, wanted) for array, found, wanted in pairs]
+
+
+def compare(session: Session, references: Iterable[Reference], interface: Interface) -> Iterator[list[Compared]]:
+    """Run every reference sample; one comparison an output."""
+    for reference in references:
+        found = run_sample(session, reference.inputs, interface)
+        yield [
+            Compared(reference.identifier, wanted, got) for wanted, got in zip(reference.outputs, found, strict=True)
+        ]
+
+
+def tolerances(
+    recipe: Recipe, outputs: Sequence[TensorSpec], overrides: Mapping[str, float] | None = None
+) -> list[Tolerance]:
+    """The tolerance of each output: the recipe's, unless its snr_db is given by name ('' for all)."""
+    overrides = overrides or {}
+    return [
+        Tolerance(overrides.get(spec.name, overrides.get("", recipe.tolerance.snr_db)), recipe.tolerance.max_abs)
+        for spec in outputs
+    ]
+
+
+def write_references(path: Path, references: Sequence[Reference]) -> None:
+    """Store the eager outputs of samples that a seed regenerates, so that proof needs no torch later."""
+    arrays = {f"{r.identifier}.{i}": output for r in references for i, output in enumerate(r.outputs)}
+    np.savez(path, allow_pickle=False, **arrays)
+
+
+def read_references(path: Path, samples: Iterable[tuple[str, tuple[Array, ...]]]) -> list[Reference]:
+    """The stored eager outputs, joined with their regenerated inputs."""
+    with np.load(path, allow_pickle=False) as stored:
+        references = []
+        for identifier, inputs in samples:
+            names = sorted(
+                (n for n in stored.files if n.rpartition(".")[0] == identifier),
+                key=lambda n: int(n.rpartition(".")[2]),
+            )
+            if names:
+                references.append(Reference(identifier, inputs, tuple(stored[n] for n in names)))
+    return references

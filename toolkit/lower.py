@@ -1,0 +1,150 @@
+"""Lowering in a process of its own: converters print, leak, crash, and take seconds to import.
+
+The child imports its converter at once, then waits for its job on stdin, so that imports overlap with the
+capture in the parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from acmix.toolkit import catalog
+from acmix.toolkit.errors import AcmixError, GateError, UsageError
+from acmix.toolkit.recipe import Recipe
+from acmix.toolkit.session import private_stdout
+from acmix.toolkit.spec import Preprocess, TensorSpec
+from acmix.toolkit.target import Lowered, LoweringJob
+
+
+@dataclass(frozen=True)
+class LoweringRequest:
+    """A lowering job with paths instead of objects: what crosses the pipe."""
+
+    program: str
+    file: str
+    model: str
+    recipe: Recipe
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    options: dict[str, Any]
+    preprocess: Preprocess | None = None
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LoweringAnswer:
+    """What came of it; `refused` marks an error that is the user's to mend."""
+
+    lowered: Lowered | None = None
+    error: str = ""
+    refused: bool = False
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """A child that has its converter imported, or is importing it."""
+
+    target: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def lower(self, request: LoweringRequest) -> tuple[Lowered, float]:
+        """Send the job and wait; what was lowered, and the seconds it took without imports.
+
+        Raises UsageError when the target refuses, GateError when the converter fails or dies.
+        """
+        with contextlib.suppress(BrokenPipeError):
+            output, _ = self.process.communicate(msgspec.json.encode(request) + b"\n")
+        code = self.process.returncode
+        if code != 0 or not output.strip():
+            how = f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with {code}"
+            raise GateError(f"the {self.target} converter {how}.\nFull log: {self.log}")
+        answer = msgspec.json.decode(output, type=LoweringAnswer)
+        if answer.lowered is None:
+            if answer.refused:
+                raise UsageError(answer.error)
+            raise GateError(f"the {self.target} converter failed: {answer.error}\nFull log: {self.log}")
+        return answer.lowered, answer.seconds
+
+
+@contextlib.contextmanager
+def start_lowering(target: str, log: Path, threads: int) -> Iterator[Lowering]:
+    """Start a child for one target; it is ended when the block is left."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "acmix.toolkit.lower", target],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stream,
+            env=environment,
+        )
+    try:
+        yield Lowering(target, process, log)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+
+def _lower(target_name: str, request: LoweringRequest) -> LoweringAnswer:
+    from acmix.toolkit.capture import load_program
+
+    target = catalog.load_target(target_name)
+    begin = time.perf_counter()
+    job = LoweringJob(
+        request.model,
+        request.recipe,
+        request.inputs,
+        request.outputs,
+        msgspec.convert(request.options, target.options),
+        request.preprocess,
+        request.labels,
+    )
+    try:
+        lowered = target.lower(load_program(Path(request.program)), job, Path(request.file))
+    except AcmixError as error:
+        return LoweringAnswer(error=str(error), refused=True)
+    except Exception as error:
+        # Converters raise anything; the log has the traceback, the table its last line.
+        traceback.print_exc()
+        lines = str(error).strip().splitlines() or [""]
+        return LoweringAnswer(error=f"{type(error).__name__}: {lines[0][:300]}")
+    return LoweringAnswer(lowered, seconds=time.perf_counter() - begin)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The child's program: the target's name; the request comes as one line of JSON on stdin."""
+    answers = private_stdout()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    target = arguments[0]
+    catalog.load_target(target).preload()
+    line = sys.stdin.buffer.readline()
+    if not line:
+        return
+    answer = _lower(target, msgspec.json.decode(line, type=LoweringRequest))
+    answers.write(msgspec.json.encode(answer) + b"\n")
+    answers.flush()
+    # Converters register exit handlers that take seconds and change nothing: leave at once.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

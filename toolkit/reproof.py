@@ -1,0 +1,42 @@
+"""Proof again, from the artifact alone: digests first, then the saved file against the stored eager outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+from acmix.toolkit import catalog
+from acmix.toolkit.artifact import REFERENCE, Artifact, check_digests
+from acmix.toolkit.execute import compare, on_pixel_grid, read_references
+from acmix.toolkit.profile import interface_of
+from acmix.toolkit.samples import Probes
+from acmix.toolkit.session import SessionRequest, open_session
+from acmix.toolkit.verify import Proof, SampleSet, prove
+
+
+def reprove(artifact: Artifact, log: Path) -> Proof:
+    """Check every digest, then run the file on the probes; needs its runtime, not torch nor the model.
+
+    Raises UsageError when a byte has changed, GateError when the runtime fails.
+    """
+    check_digests(artifact)
+    manifest = artifact.manifest
+    target = catalog.load_target(manifest.target.name)
+    if reason := target.cannot_run_here(msgspec.convert(manifest.target.options, target.options)):
+        return Proof("not executed", "", reason=reason)
+    catalog.require_packages(manifest.target.name)
+    interface = interface_of(artifact)
+    probes = Probes(manifest.inputs, manifest.seed)
+    snap = manifest.preprocess if any(s.layout == "image" for s in manifest.file_inputs) else None
+    samples = (
+        (name, tuple(on_pixel_grid(a, snap) if snap else a for a in sample))
+        for name, sample in zip(probes.identifiers, probes, strict=True)
+    )
+    references = read_references(artifact.folder / REFERENCE, samples)
+    with open_session(SessionRequest(manifest.target.name, str(artifact.model_file)), log) as session:
+        session.load()
+        rows = list(compare(session, references, interface))
+    limits = [a.tolerance for a in manifest.proof.agreements] or [manifest.recipe.tolerance] * len(manifest.outputs)
+    sets = (SampleSet(probes.name, len(references), probes.digest),)
+    names = [spec.name for spec in manifest.outputs]
+    return prove(names, rows, limits, manifest.model.classifies, manifest.target.name, sets)

@@ -1,0 +1,112 @@
+"""Batch normalisation folded into the convolution or linear layer before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+
+ATEN = torch.ops.aten
+LAYERS = (ATEN.conv1d.default, ATEN.conv2d.default, ATEN.conv3d.default, ATEN.linear.default)
+
+
+@dataclass(frozen=True)
+class FoldBatchNorm:
+    """Fold `norm(layer(x))` into the layer.
+
+    1. The norm is in evaluation mode, affine, with running statistics.
+    2. It is the only reader of the layer's output, and the layer is the only reader of its parameters.
+    3. scale = gamma / sqrt(var + eps): weight' = scale * weight, bias' = beta + scale * (bias - mean),
+       computed in float64.
+
+        conv2d(x, w) -> batch_norm(...)   becomes   conv2d(x, w', b')
+    """
+
+    name: str = "fold_batch_norm"
+    claim: str = "exact"
+
+    def apply(self, program: ExportedProgram) -> int:
+        """Fold wherever the precondition holds; how often it did."""
+        stored = _stored_names(program)
+        times = sum(_fold(program, stored, norm) for norm in list(_norms(program)))
+        if times:
+            drop_unused_parameters(program)
+            program.graph_module.recompile()
+        return times
+
+
+def _norms(program: ExportedProgram) -> Iterator[Node]:
+    return (n for n in program.graph.nodes if n.op == "call_function" and n.target is ATEN.batch_norm.default)
+
+
+def _stored_names(program: ExportedProgram) -> dict[str, str]:
+    """Placeholder name to its name in the state dict, for parameters and persistent buffers."""
+    return {
+        spec.arg.name: str(spec.target)
+        for spec in program.graph_signature.input_specs
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and str(spec.target) in program.state_dict
+    }
+
+
+def _fold(program: ExportedProgram, stored: dict[str, str], norm: Node) -> bool:
+    layer = norm.args[0]
+    if not isinstance(layer, Node) or layer.target not in LAYERS or len(layer.users) != 1:
+        return False
+    *parameters, training, _, epsilon = norm.args[1:8]
+    if training is True or not all(isinstance(p, Node) and p.name in stored for p in parameters):
+        return False
+    weight, bias = layer.args[1], layer.args[2] if len(layer.args) > 2 else None
+    if not isinstance(weight, Node) or not _owned(weight, layer, stored):
+        return False
+    gamma_node, beta_node, mean_node, variance_node = (p for p in parameters if isinstance(p, Node))
+    if len(beta_node.users) != 1 or not isinstance(epsilon, float):
+        return False
+    if bias is not None and not (isinstance(bias, Node) and bias.name in stored):
+        return False
+
+    def value(node: Node) -> Tensor:
+        tensor: Tensor = program.state_dict[stored[node.name]]
+        return tensor.detach().double()
+
+    scale = value(gamma_node) / torch.sqrt(value(variance_node) + epsilon)
+    before = value(bias) if isinstance(bias, Node) else torch.zeros_like(scale)
+    shape = (-1, *([1] * (value(weight).dim() - 1)))
+    _store(program, stored[weight.name], value(weight) * scale.reshape(shape))
+    _store(program, stored[beta_node.name], value(beta_node) + scale * (before - value(mean_node)))
+    layer.args = (layer.args[0], weight, beta_node, *layer.args[3:])
+    norm.replace_all_uses_with(layer)
+    program.graph_signature.replace_all_uses(norm.name, layer.name)
+    program.graph.erase_node(norm)
+    return True
+
+
+def _owned(weight: Node, layer: Node, stored: dict[str, str]) -> bool:
+    return weight.name in stored and set(weight.users) == {layer}
+
+
+def _store(program: ExportedProgram, name: str, value: Tensor) -> None:
+    old = program.state_dict[name]
+    new = value.to(old.dtype)
+    program.state_dict[name] = (
+        torch.nn.Parameter(new, old.requires_grad) if isinstance(old, torch.nn.Parameter) else new
+    )
+
+
+def drop_unused_parameters(program: ExportedProgram) -> None:
+    """Remove parameters and buffers that nothing reads, from graph, signature and state dict."""
+    specs = program.graph_signature.input_specs
+    nodes = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
+    held = (InputKind.PARAMETER, InputKind.BUFFER)
+    for spec in [s for s in specs if s.kind in held and not nodes[s.arg.name].users]:
+        specs.remove(spec)
+        program.graph.erase_node(nodes[spec.arg.name])
+        if not any(s.target == spec.target for s in specs):
+            program.state_dict.pop(str(spec.target), None)
+
+
+REWRITE = FoldBatchNorm()

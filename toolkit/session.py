@@ -1,0 +1,266 @@
+"""A session: one saved file in its own runtime in a fresh process, driven over a pipe.
+
+The child answers one JSON line a command, followed by its arrays in .npy form; whatever the runtime prints
+goes to the log. A runtime that crashes or hangs takes the child with it, never us.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+import numpy as np
+from acmix.toolkit import catalog
+from acmix.toolkit.errors import AcmixError, GateError, UsageError
+from acmix.toolkit.target import Array, Placement, Runner
+
+TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True)
+class SessionRequest:
+    """What a child loads and where it may run. cpus: None leaves the scheduler free."""
+
+    target: str
+    file: str
+    threads: int = 1
+    cpus: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Command:
+    """One line to the child; `arrays` blocks follow it."""
+
+    do: str
+    arrays: int = 0
+    count: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One line from the child; `arrays` blocks follow it."""
+
+    error: str = ""
+    arrays: int = 0
+    latency_ns: tuple[int, ...] = ()
+    peak_memory_mb: float = 0.0
+    placement: Placement | None = None
+
+
+def _send(stream: IO[bytes], message: Command | Answer, arrays: Sequence[Array] = ()) -> None:
+    block = io.BytesIO()
+    for array in arrays:
+        np.lib.format.write_array(block, np.ascontiguousarray(array), allow_pickle=False)
+    stream.write(msgspec.json.encode(message) + b"\n" + block.getvalue())
+    stream.flush()
+
+
+class _Pipe:
+    """Hides that a stream is a file: numpy would ask a pipe for its position."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.read = stream.read
+
+
+def _receive_arrays(stream: IO[bytes], count: int) -> list[Array]:
+    return [np.lib.format.read_array(_Pipe(stream), allow_pickle=False) for _ in range(count)]  # type: ignore[arg-type]
+
+
+def peak_memory_mb() -> float:
+    """The largest resident size that this process has had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
+
+
+# The parent's side
+
+
+@dataclass(frozen=True)
+class Session:
+    """A running child. Use `open_session`."""
+
+    request: SessionRequest
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def ask(self, command: Command, arrays: Sequence[Array] = ()) -> tuple[Answer, list[Array]]:
+        """Send a command and wait for its answer.
+
+        Raises GateError when the runtime reports an error, crashes, or does not answer within TIMEOUT_S.
+        """
+        if self.process.stdin is None or self.process.stdout is None:
+            raise ValueError("the session was opened without pipes")
+        watchdog = threading.Timer(TIMEOUT_S, self.process.kill)
+        watchdog.start()
+        try:
+            _send(self.process.stdin, command, arrays)
+            line = self.process.stdout.readline()
+            if not line:
+                raise BrokenPipeError
+            answer = msgspec.json.decode(line, type=Answer)
+            outputs = _receive_arrays(self.process.stdout, answer.arrays)
+        except (OSError, ValueError, EOFError) as error:
+            raise GateError(f"{self._what_failed(command)}: {self._death()}\nFull log: {self.log}") from error
+        finally:
+            watchdog.cancel()
+        if answer.error:
+            raise GateError(f"{self._what_failed(command)}: {answer.error}\nFull log: {self.log}")
+        return answer, outputs
+
+    def _what_failed(self, command: Command) -> str:
+        return f"the {self.request.target} runtime failed to {command.do} {Path(self.request.file).name}"
+
+    def _death(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(10)
+        code = self.process.returncode
+        if code is not None and code < 0:
+            return f"it was killed by signal {-code}"
+        return f"it ended with exit code {code}"
+
+    def load(self) -> Answer:
+        """Load the file; the answer's latency is the load time, imports not counted."""
+        return self.ask(Command("load"))[0]
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """One inference. The inputs stay set for `time`."""
+        return self.run_timed(inputs)[1]
+
+    def run_timed(self, inputs: Sequence[Array]) -> tuple[Answer, list[Array]]:
+        """One inference, with its latency."""
+        return self.ask(Command("run", arrays=len(inputs)), inputs)
+
+    def time(self, count: int) -> Answer:
+        """`count` inferences of the inputs of the last `run`, each timed on its own."""
+        return self.ask(Command("time", count=count))[0]
+
+    def placement(self) -> Placement:
+        """Where each operator of the file runs."""
+        placement = self.ask(Command("place"))[0].placement
+        if placement is None:
+            raise GateError(f"the {self.request.target} runtime tells no placement")
+        return placement
+
+
+@contextlib.contextmanager
+def open_session(request: SessionRequest, log: Path) -> Iterator[Session]:
+    """Start a child for one file; its output is appended to `log`."""
+    command = [sys.executable, "-m", "acmix.toolkit.session", msgspec.json.encode(request).decode()]
+    with log.open("ab") as log_stream:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log_stream,
+            env=_environment(request),
+        )
+    try:
+        yield Session(request, process, log)
+    finally:
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _environment(request: SessionRequest) -> dict[str, str]:
+    threads = str(request.threads)
+    return {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
+
+
+# The child's side
+
+
+class _Child:
+    def __init__(self, request: SessionRequest, stack: ExitStack) -> None:
+        self.target = catalog.load_target(request.target)
+        self.request = request
+        self.stack = stack
+        self.runner: Runner | None = None
+        self.inputs: list[Array] = []
+
+    def answer(self, command: Command, inputs: list[Array]) -> tuple[Answer, list[Array]]:
+        file = Path(self.request.file)
+        if command.do == "place":
+            return Answer(placement=self.target.placement(file)), []
+        if command.do == "load":
+            self.target.preload_runtime()
+            begin = time.perf_counter_ns()
+            self.runner = self.stack.enter_context(self.target.runner(file, self.request.threads))
+            return Answer(latency_ns=(time.perf_counter_ns() - begin,), peak_memory_mb=peak_memory_mb()), []
+        if self.runner is None:
+            raise UsageError(f"{command.do!r} came before 'load'")
+        if command.do == "run":
+            self.inputs = inputs
+            begin = time.perf_counter_ns()
+            outputs = self.runner(inputs)
+            elapsed = time.perf_counter_ns() - begin
+            return Answer(arrays=len(outputs), latency_ns=(elapsed,), peak_memory_mb=peak_memory_mb()), outputs
+        return Answer(latency_ns=self._time(command.count), peak_memory_mb=peak_memory_mb()), []
+
+    def _time(self, count: int) -> tuple[int, ...]:
+        if self.runner is None:
+            raise UsageError("'time' came before 'load'")
+        samples = []
+        for _ in range(count):
+            begin = time.perf_counter_ns()
+            self.runner(self.inputs)
+            samples.append(time.perf_counter_ns() - begin)
+        return tuple(samples)
+
+
+def serve(request: SessionRequest, commands: IO[bytes], answers: IO[bytes]) -> None:
+    """Answer commands until the pipe closes."""
+    if request.cpus is not None and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, request.cpus)
+    with ExitStack() as stack:
+        child = _Child(request, stack)
+        for line in commands:
+            command = msgspec.json.decode(line, type=Command)
+            inputs = _receive_arrays(commands, command.arrays)
+            try:
+                answer, outputs = child.answer(command, inputs)
+            except AcmixError as error:
+                answer, outputs = Answer(error=str(error)), []
+            except Exception as error:
+                # The runtime is foreign code: whatever it raises is the answer.
+                answer, outputs = Answer(error=f"{type(error).__name__}: {error}"), []
+            _send(answers, answer, outputs)
+
+
+def private_stdout() -> IO[bytes]:
+    """Our own copy of stdout; from now on what C++ prints there goes to stderr."""
+    sys.stdout.flush()
+    stream = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return stream
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The child's program: one argument, the request as JSON."""
+    answers = private_stdout()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    request: Any = msgspec.json.decode(arguments[0], type=SessionRequest)
+    serve(request, sys.stdin.buffer, answers)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
