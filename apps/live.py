@@ -7,10 +7,11 @@ import time
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from acmix.toolkit.pipeline import Stage
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+
+from acmix.toolkit.pipeline import Stage
 
 WORDS: dict[Stage, str] = {
     "capture": "capturing",

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
 from acmix.toolkit import catalog
 from acmix.toolkit.errors import UsageError
-from acmix.toolkit.pipeline import ExportRequest, Outcome, TargetRequest
+from acmix.toolkit.request import ExportRequest, Outcome, TargetRequest
 from acmix.toolkit.source import ModelSource, find_model, parse_input
 
 PHOTOS_IN_PROOF = 32

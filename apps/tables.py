@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from rich.table import Table
+
 from acmix.toolkit.artifact import Artifact, Manifest
 from acmix.toolkit.catalog import ModelCard
 from acmix.toolkit.evaluate import Evaluation
-from acmix.toolkit.pipeline import Outcome
 from acmix.toolkit.profile import Measurement
+from acmix.toolkit.request import Outcome
 from acmix.toolkit.target import Placement
 from acmix.toolkit.verify import SNR_LIMIT_DB, Agreement, Proof
-from rich.table import Table
 
 
-def table(*columns: str, title: str = "") -> Table:
+def table(*columns: str, caption: str = "") -> Table:
     """An empty table; columns that begin with '>' are aligned right."""
-    made = Table(title=title or None, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    made = Table(caption=caption or None, caption_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         right = column.startswith(">")
         made.add_column(column.lstrip(">"), justify="right" if right else "left", no_wrap=right or not made.columns)
@@ -108,7 +109,7 @@ def models(cards: Sequence[ModelCard]) -> Table:
 
 def operators(placement: Placement) -> Table:
     """Operators by kind and place, those outside the delegate with their reasons."""
-    made = table("operator", ">count", "runs on", ">% of MACs", "why not delegated", title=placement.determined_by)
+    made = table("operator", ">count", "runs on", ">% of MACs", "why not delegated", caption=placement.determined_by)
     total = sum(op.macs for op in placement.operators) or 1
     groups = Counter((op.kind, op.runs_on, op.reason) for op in placement.operators)
     for (kind, runs_on, reason), count in sorted(groups.items(), key=lambda g: (not g[0][2], -g[1], g[0])):
@@ -119,7 +120,7 @@ def operators(placement: Placement) -> Table:
 
 def every_operator(placement: Placement) -> Table:
     """Every operator, in the order of the file."""
-    made = table(">#", "operator", "name", "runs on", ">MMAC", "why not delegated", title=placement.determined_by)
+    made = table(">#", "operator", "name", "runs on", ">MMAC", "why not delegated", caption=placement.determined_by)
     for i, op in enumerate(placement.operators):
         macs = f"{op.macs / 1e6:.2f}" if op.macs else ""
         made.add_row(str(i), op.kind, op.name, op.runs_on, macs, op.reason)
@@ -150,10 +151,10 @@ def latencies(measurement: Measurement) -> Table:
     """Percentiles of every artifact; the ratio is of the medians, to the first one."""
     c = measurement.conditions
     cpus = ",".join(map(str, c.cpus))
-    title = f"{c.machine['cpu']}, {c.threads} thread{'s' * (c.threads != 1)} on cpu {cpus}, governor {c.governor}"
+    caption = f"{c.machine['cpu']}, {c.threads} thread{'s' * (c.threads != 1)} on cpu {cpus}, governor {c.governor}"
     made = table(
         "artifact", ">runs", ">p50 ms", ">p90 ms", ">p99 ms", ">cv %", ">first ms", ">load ms", ">peak MB", ">ratio",
-        title=title,
+        caption=caption,
     )  # fmt: skip
     base = measurement.timings[0].percentile_ms(50)
     for t in measurement.timings:

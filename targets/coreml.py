@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
 from acmix.targets.formats import coreml_package
 from acmix.targets.formats.coreml_converter import coremltools, quiet
 from acmix.targets.formats.metadata import description, metadata
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 NOT_HERE = "Core ML's runtime exists on macOS and iOS only: not executed here"
-UNDETERMINED = "Core ML decides on the device between CPU, GPU and Neural Engine; only a Mac can ask it"
+UNDETERMINED = "Core ML decides on the device between CPU, GPU and Neural Engine; a Mac with macOS 14.4 can ask it"
 FLOAT16_NOTE = (
     "weights and arithmetic are float16, inputs and outputs stay float32 so that every target has one interface"
 )
@@ -110,13 +112,13 @@ class CoreMLTarget:
     def placement(self, file: Path) -> Placement:
         specification = coreml_package.read_specification(file)
         shapes = coreml_package.shapes_of(specification)
-        on_mac = sys.platform == "darwin"
-        devices = _planned_devices(file) if on_mac else {}
+        planned = _can_plan()
+        devices = _planned_devices(file) if planned else {}
         operators = tuple(
             _operator(operation, coreml_package.macs(operation, shapes), devices)
             for operation in coreml_package.operations(specification)
         )
-        how = "Core ML's compute plan on this Mac" if on_mac else "the specification, which leaves it to the device"
+        how = "Core ML's compute plan on this Mac" if planned else "the specification, which leaves it to the device"
         return Placement(operators, determined_by=how)
 
 
@@ -134,8 +136,14 @@ def _operator(operation: Any, macs: int, devices: dict[str, str]) -> Operator:
     )
 
 
+def _can_plan() -> bool:
+    """Whether this machine has MLComputePlan: macOS 14.4 or later."""
+    release = tuple(int(part) for part in platform.mac_ver()[0].split(".") if part)
+    return sys.platform == "darwin" and release >= (14, 4)
+
+
 def _planned_devices(file: Path) -> dict[str, str]:
-    """CPU, GPU or NeuralEngine for every operation that Core ML's plan names, by its first output. macOS 14.4 on."""
+    """CPU, GPU or NeuralEngine for every operation that Core ML's plan names, by its first output."""
     ct = coremltools()
     from coremltools.models.compute_plan import MLComputePlan
 
@@ -177,6 +185,9 @@ def with_pixels(program: ExportedProgram, preprocess: Preprocess) -> ExportedPro
     from torch import Tensor, nn
 
     class Pixels(nn.Module):
+        mean: Tensor
+        scale: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.network = program.module()
@@ -212,7 +223,7 @@ def _converted(program: ExportedProgram, job: LoweringJob) -> Any:
         program.run_decompositions({}),
         convert_to="mlprogram",
         inputs=inputs,
-        outputs=[ct.TensorType(name=spec.name, dtype=np.float32) for spec in job.outputs],
+        outputs=[ct.TensorType(name=spec.name, dtype=np.dtype(spec.dtype).type) for spec in job.outputs],
         minimum_deployment_target=getattr(ct.target, job.options.minimum_deployment.replace("ios", "iOS")),
         compute_precision=precision,
         skip_model_load=True,

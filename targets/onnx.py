@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from acmix.targets.formats import onnx_graph
 from acmix.targets.formats.metadata import description, metadata
 from acmix.toolkit.errors import GateError, UsageError
@@ -81,7 +82,7 @@ class OnnxTarget:
         notes: list[str] = []
         if job.recipe.weights == "float16":
             notes += [FLOAT16_NOTE, *_clamped(model)]
-            model = _float16_module().convert_float_to_float16(model, keep_io_types=True)
+            model = _in_float16(model)
         inputs, outputs = onnx_graph.interface(model, job.inputs, job.outputs)
         _describe(model, job)
         file.write_bytes(model.SerializeToString(deterministic=True))
@@ -202,16 +203,23 @@ def _agreement_snr_db(before: onnx.ModelProto, after: onnx.ModelProto) -> float:
     return float(worst)
 
 
-def _float16_module() -> Any:
-    """onnxruntime's float16 pass by its file: its package would put a folder of generic names on sys.path."""
+def _in_float16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with float16 weights and arithmetic, between casts at its inputs and outputs."""
+    import onnx
     import onnxruntime
+
+    # Loaded by its file: its package would put a folder of generic module names on sys.path.
 
     file = Path(onnxruntime.__file__).with_name("transformers") / "float16.py"
     spec = importlib.util.spec_from_file_location("acmix_onnxruntime_float16", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    half: onnx.ModelProto = module.convert_float_to_float16(model, keep_io_types=True)
+    # The pass appends its casts at the end, which ONNX Runtime forgives and the specification does not.
+    onnx_graph.sort_nodes(half)
+    onnx.checker.check_model(half)
+    return half
 
 
 def _clamped(model: onnx.ModelProto) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.rewrite import AppliedRewrite

@@ -16,6 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.utils._pytree as pytree
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.utils.flop_counter import FlopCounterMode
+
 from acmix.toolkit import weights
 from acmix.toolkit.artifact import Preparation, WeightsOrigin
 from acmix.toolkit.errors import UsageError
@@ -23,9 +27,6 @@ from acmix.toolkit.rewrite import rewrite
 from acmix.toolkit.source import ModelSource, user_line
 from acmix.toolkit.spec import ModelSpec, TensorSpec
 from acmix.toolkit.target import Array
-from torch import Tensor, nn
-from torch.export import ExportedProgram
-from torch.utils.flop_counter import FlopCounterMode
 
 EXACT_FLOAT64 = 1e-9
 """The largest relative difference in float64 that still counts as the same network."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+
 from acmix.toolkit.errors import UsageError, did_you_mean
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.spec import Claims, ModelSpec

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
 from acmix.toolkit import catalog, machine
 
 

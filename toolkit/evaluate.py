@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from acmix.toolkit import catalog
 from acmix.toolkit.artifact import Artifact, check_digests
 from acmix.toolkit.errors import UsageError

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from acmix.toolkit.recipe import Recipe, Tolerance
 from acmix.toolkit.session import Session
 from acmix.toolkit.spec import Preprocess, TensorSpec

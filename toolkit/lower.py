@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
 from acmix.toolkit import catalog
 from acmix.toolkit.errors import AcmixError, GateError, UsageError
 from acmix.toolkit.recipe import Recipe

@@ -10,29 +10,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import psutil
+
 from acmix.toolkit import catalog, machine
-from acmix.toolkit.artifact import (
-    REFERENCE,
-    Artifact,
-    Manifest,
-    ModelRecord,
-    TargetRecord,
-    digest_files,
-    write_manifest,
-)
+from acmix.toolkit.artifact import ModelRecord
 from acmix.toolkit.errors import AcmixError, UsageError
-from acmix.toolkit.execute import Interface, Reference, compare, on_pixel_grid, tolerances, write_references
+from acmix.toolkit.execute import Interface, Reference, compare, on_pixel_grid, tolerances
 from acmix.toolkit.lower import LoweringRequest, start_lowering
-from acmix.toolkit.recipe import Recipe
+from acmix.toolkit.request import ExportRequest, Outcome, TargetRequest, refuse_early
 from acmix.toolkit.samples import Probes, Samples
+from acmix.toolkit.seal import Finished, Shared, judge, seal
 from acmix.toolkit.session import SessionRequest, open_session
-from acmix.toolkit.source import ModelSource
-from acmix.toolkit.spec import TensorSpec
+from acmix.toolkit.spec import Preprocess, TensorSpec
 from acmix.toolkit.target import Array, Lowered, Placement
 from acmix.toolkit.verify import Proof, SampleSet, prove
 
@@ -42,56 +35,14 @@ Progress = Callable[[str, Stage, float], None]
 
 
 @dataclass(frozen=True)
-class TargetRequest:
-    """One target with its own options."""
+class _Run:
+    """What every target's thread needs beside its own target."""
 
-    name: str
-    options: Any
-
-    def folder_name(self, model: str, recipe: Recipe) -> str:
-        return f"{model}-{self.name}-{recipe.name}"
-
-
-@dataclass(frozen=True)
-class ExportRequest:
-    """Everything that --flags say, checked."""
-
-    source: ModelSource
-    recipe: Recipe
-    targets: tuple[TargetRequest, ...]
-    out: Path
-    weights: str | None = None
-    seed: int = 0
-    labels: tuple[str, ...] = ()
-    photos: Samples | None = None
-    overwrite: bool = False
-    snr_db_overrides: dict[str, float] = field(default_factory=dict)
-    require_full_delegation: bool = False
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one target: an artifact, or an error."""
-
-    target: str
-    artifact: Artifact | None = None
-    error: str = ""
-    exit_code: int = 0
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What all targets share once the capture is done."""
-
-    program: Path
-    model: ModelRecord
-    preparation: Any
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    probes: list[Reference]
-    photos: list[Reference]
-    sample_sets: tuple[SampleSet, ...]
-    seconds: float
+    request: ExportRequest
+    shared: Future[Shared]
+    progress: Progress
+    converter_threads: int
+    cancelled: threading.Event
 
 
 def export(request: ExportRequest, progress: Progress) -> list[Outcome]:
@@ -100,61 +51,45 @@ def export(request: ExportRequest, progress: Progress) -> list[Outcome]:
     Raises UsageError before any work for what cannot be done at all, and for a model that cannot be captured.
     """
     refuse_early(request)
+    made = not request.out.exists()
     request.out.mkdir(parents=True, exist_ok=True)
     slots = machine.conversions_at_once(len(request.targets))
-    shared: Future[Shared] = Future()
-    cancelled = threading.Event()
+    threads = max(1, len(machine.usable_cpus()) // slots)
+    run = _Run(request, Future(), progress, threads, threading.Event())
     with (
         tempfile.TemporaryDirectory(prefix="acmix-") as scratch,
         ThreadPoolExecutor(slots, thread_name_prefix="lower") as pool,
     ):
-        futures = [pool.submit(_export_one, request, t, shared, progress, slots, cancelled) for t in request.targets]
+        futures = [pool.submit(_export_one, run, target) for target in request.targets]
         try:
-            shared.set_result(_capture(request, Path(scratch), progress))
+            run.shared.set_result(_capture(request, Path(scratch), progress))
             return [future.result() for future in futures]
         except BaseException as error:
-            cancelled.set()
-            if not shared.done():
-                shared.set_exception(error if isinstance(error, Exception) else InterruptedError("interrupted"))
-            pool.shutdown(wait=False, cancel_futures=True)
-            end_children()
+            _stop(run, error)
+            pool.shutdown(wait=True, cancel_futures=True)
+            if not run.shared.exception():
+                raise
+            for target in request.targets:
+                _log(run, target).unlink(missing_ok=True)
+            if made:
+                with contextlib.suppress(OSError):
+                    request.out.rmdir()
             raise
 
 
-def has_random_weights(request: ExportRequest) -> bool:
-    """Whether the export will use weights that classify nothing."""
-    if request.weights == "random":
-        return True
-    return request.weights is None and request.source.kind == "zoo" and request.source.spec.weights is None
-
-
-def end_children() -> None:
-    """Kill every process that we started: a converter in C++ hears no exception."""
+def _stop(run: _Run, error: BaseException) -> None:
+    """Make every thread end: no new work, waiting ones woken, running converters killed."""
+    run.cancelled.set()
+    if not run.shared.done():
+        run.shared.set_exception(error if isinstance(error, Exception) else UsageError("interrupted"))
+    # A converter in C++ hears no exception.
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
 
 
-def refuse_early(request: ExportRequest) -> None:
-    """Raise UsageError for combinations and folders that cannot work."""
-    for target in request.targets:
-        catalog.require_packages(target.name)
-        if reason := catalog.load_target(target.name).refuses(request.recipe, target.options):
-            raise UsageError(f"target {target.name!r}: {reason}")
-        folder = request.out / target.folder_name(request.source.spec.name, request.recipe)
-        if folder.exists() and not request.overwrite:
-            raise UsageError(f"{folder} exists already.\nAdd --overwrite to replace it, or choose another --out.")
-    parent = next(p for p in (request.out, *request.out.absolute().parents) if p.exists())
-    if not parent.is_dir():
-        raise UsageError(f"--out {request.out} cannot be made: {parent} is a file.")
-    try:
-        with tempfile.TemporaryFile(dir=parent):
-            pass
-    except OSError as error:
-        raise UsageError(f"cannot write to {parent}: {error.strerror}.\nChoose another folder: --out DIR.") from error
-
-
 def _capture(request: ExportRequest, scratch: Path, progress: Progress) -> Shared:
+    # Imported here: torch takes seconds, and the converters are starting meanwhile.
     from acmix.toolkit import capture
 
     begin = time.perf_counter()
@@ -165,12 +100,10 @@ def _capture(request: ExportRequest, scratch: Path, progress: Progress) -> Share
     program = scratch / "captured.pt2"
     capture.save_program(captured.program, program)
     spec = request.source.spec
-    snap = any(getattr(t.options, "image_input", False) for t in request.targets)
     probes = Probes(captured.inputs, request.seed)
-    references = [
-        list(_references(network, s, spec.preprocess if snap else None)) for s in _sample_sets(probes, request)
-    ]
-    sets = tuple(SampleSet(s.name, len(s), s.digest) for s in _sample_sets(probes, request))
+    sets: list[Samples] = [probes] if request.photos is None else [probes, request.photos]
+    grid = spec.preprocess if request.takes_image else None
+    references = [list(_references(network, samples, grid)) for samples in sets]
     record = ModelRecord(
         spec.name,
         request.source.reference,
@@ -187,8 +120,8 @@ def _capture(request: ExportRequest, scratch: Path, progress: Progress) -> Share
         captured.inputs,
         captured.outputs,
         references[0],
-        references[1] if len(references) > 1 else [],
-        sets,
+        [reference for photos in references[1:] for reference in photos],
+        tuple(SampleSet(s.name, len(s), s.digest) for s in sets),
         time.perf_counter() - begin,
     )
 
@@ -202,56 +135,43 @@ def _check_labels(request: ExportRequest, outputs: tuple[TensorSpec, ...]) -> No
         )
 
 
-def _sample_sets(probes: Probes, request: ExportRequest) -> list[Samples]:
-    return [probes] if request.photos is None else [probes, request.photos]
-
-
 def _references(
-    network: Callable[[tuple[Array, ...]], list[Array]], samples: Samples, snap: Any
+    network: Callable[[tuple[Array, ...]], list[Array]], samples: Samples, grid: Preprocess | None
 ) -> Iterator[Reference]:
     for identifier, inputs in zip(samples.identifiers, samples, strict=True):
-        fed = tuple(on_pixel_grid(a, snap) for a in inputs) if snap is not None else inputs
+        fed = tuple(on_pixel_grid(a, grid) for a in inputs) if grid is not None else inputs
         yield Reference(identifier, fed, tuple(network(fed)))
 
 
-def _export_one(
-    request: ExportRequest,
-    target: TargetRequest,
-    shared: Future[Shared],
-    progress: Progress,
-    slots: int,
-    cancelled: threading.Event,
-) -> Outcome:
-    name = target.folder_name(request.source.spec.name, request.recipe)
-    log = request.out / f"{name}.log"
+def _log(run: _Run, target: TargetRequest) -> Path:
+    return run.request.out / f"{run.request.folder_name(target)}.log"
+
+
+def _export_one(run: _Run, target: TargetRequest) -> Outcome:
     staging: Path | None = None
     try:
-        if cancelled.is_set():
-            return Outcome(target.name, error="interrupted", exit_code=2)
-        threads = max(1, len(machine.usable_cpus()) // slots)
-        with start_lowering(target.name, log, threads) as lowering:
-            progress(target.name, "wait", 0.0)
-            common = shared.result()
-            staging = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=request.out))
+        with start_lowering(target.name, _log(run, target), run.converter_threads) as lowering:
+            run.progress(target.name, "wait", 0.0)
+            common = run.shared.result()
+            staging = Path(tempfile.mkdtemp(prefix=f".{run.request.folder_name(target)}.", dir=run.request.out))
             file = staging / f"model{catalog.load_target(target.name).suffix}"
-            progress(target.name, "lower", 0.0)
-            lowered, seconds = lowering.lower(_lowering_request(request, target, common, file))
-        progress(target.name, "verify", seconds)
+            run.progress(target.name, "lower", 0.0)
+            lowered, seconds = lowering.lower(_lowering_request(run.request, target, common, file))
+        if run.cancelled.is_set():
+            raise UsageError("interrupted")
+        run.progress(target.name, "verify", seconds)
         begin = time.perf_counter()
-        proof, placement = _prove(request, target, common, lowered, file, log)
+        proof, placement = _prove(run, target, common, lowered, file)
         timings = {"capture": common.seconds, "lower": seconds, "verify": time.perf_counter() - begin}
-        write_references(staging / REFERENCE, common.probes)
-        manifest = _manifest(request, target, common, lowered, proof, placement, timings, staging, log)
-        write_manifest(staging, manifest)
-        artifact = Artifact(_seal(staging, request.out / name), manifest)
-        progress(target.name, "done", timings["verify"])
-        return _judge(request, target, artifact)
+        finished = Finished(lowered, proof, placement, timings, _log(run, target).name)
+        artifact = seal(run.request, target, common, finished, staging)
+        run.progress(target.name, "done", timings["verify"])
+        return judge(run.request, target, artifact)
     except (AcmixError, OSError) as error:
-        progress(target.name, "failed", 0.0)
-        code = error.exit_code if isinstance(error, AcmixError) else 2
-        return Outcome(target.name, error=str(error), exit_code=code)
+        run.progress(target.name, "failed", 0.0)
+        return Outcome(target.name, error=str(error), exit_code=getattr(error, "exit_code", 2))
     finally:
-        if staging is not None and staging.exists():
+        if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
 
 
@@ -270,88 +190,16 @@ def _lowering_request(request: ExportRequest, target: TargetRequest, common: Sha
     )
 
 
-def _prove(
-    request: ExportRequest, target: TargetRequest, common: Shared, lowered: Lowered, file: Path, log: Path
-) -> tuple[Proof, Placement]:
+def _prove(run: _Run, target: TargetRequest, common: Shared, lowered: Lowered, file: Path) -> tuple[Proof, Placement]:
     loaded = catalog.load_target(target.name)
-    reason = loaded.cannot_run_here(target.options)
-    if reason is not None:
-        return Proof("not executed", "", (), (), reason), lowered.placement or loaded.placement(file)
-    interface = Interface(
-        common.inputs, common.outputs, lowered.inputs, lowered.outputs, request.source.spec.preprocess
-    )
-    with open_session(SessionRequest(target.name, str(file)), log) as session:
+    if reason := loaded.cannot_run_here(target.options):
+        return Proof("not executed", "", reason=reason), lowered.placement or loaded.placement(file)
+    preprocess = run.request.source.spec.preprocess
+    interface = Interface(common.inputs, common.outputs, lowered.inputs, lowered.outputs, preprocess)
+    with open_session(SessionRequest(target.name, str(file)), _log(run, target)) as session:
         session.load()
         rows = list(compare(session, [*common.probes, *common.photos], interface))
         placement = lowered.placement or session.placement()
-    limits = tolerances(request.recipe, common.outputs, request.snr_db_overrides)
+    limits = tolerances(run.request.recipe, common.outputs, run.request.snr_db_overrides)
     names = [spec.name for spec in common.outputs]
     return prove(names, rows, limits, common.model.classifies, target.name, common.sample_sets), placement
-
-
-def _manifest(
-    request: ExportRequest,
-    target: TargetRequest,
-    common: Shared,
-    lowered: Lowered,
-    proof: Proof,
-    placement: Placement,
-    timings: dict[str, float],
-    staging: Path,
-    log: Path,
-) -> Manifest:
-    loaded = catalog.load_target(target.name)
-    options = dataclasses.asdict(target.options)
-    return Manifest(
-        acmix=machine.versions(["acmix"])["acmix"],
-        model=common.model,
-        recipe=request.recipe,
-        target=TargetRecord(target.name, options, lowered.notes, lowered.details, lowered.nondeterminism),
-        inputs=common.inputs,
-        outputs=common.outputs,
-        file_inputs=lowered.inputs,
-        file_outputs=lowered.outputs,
-        preprocess=request.source.spec.preprocess,
-        labels=request.labels,
-        preparation=common.preparation,
-        placement=placement,
-        proof=proof,
-        files=digest_files(staging, f"model{loaded.suffix}"),
-        tools=machine.versions(["torch", "numpy", *loaded.distributions]),
-        machine=machine.describe(),
-        timings_s={stage: round(seconds, 3) for stage, seconds in timings.items()},
-        log=log.name,
-        seed=request.seed,
-    )
-
-
-def _seal(staging: Path, final: Path) -> Path:
-    """Move the finished folder to its place; an old one there goes only once the new one is complete."""
-    staging.chmod(0o755)
-    old = None
-    if final.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{final.name}.old.", dir=final.parent))
-        final.rename(old / final.name)
-    staging.rename(final)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
-    return final
-
-
-def _judge(request: ExportRequest, target: TargetRequest, artifact: Artifact) -> Outcome:
-    manifest = artifact.manifest
-    if manifest.proof.verdict == "failed":
-        worst = next(a for a in manifest.proof.agreements if not a.passed)
-        found = "no signal" if worst.snr_db is None else f"{worst.snr_db:.1f} dB"
-        return Outcome(
-            target.name,
-            artifact,
-            f"output {worst.output!r} does not agree with eager: {found} on {worst.worst_sample!r}, "
-            f"{worst.tolerance.snr_db:.0f} dB asked for",
-            1,
-        )
-    fallbacks = manifest.placement.fallbacks
-    if request.require_full_delegation and fallbacks:
-        kinds = ", ".join(sorted({op.kind for op in fallbacks}))
-        return Outcome(target.name, artifact, f"{len(fallbacks)} operators fall back: {kinds}", 1)
-    return Outcome(target.name, artifact)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+
 from acmix.toolkit import catalog
 from acmix.toolkit.artifact import REFERENCE, Artifact, check_digests
 from acmix.toolkit.execute import compare, on_pixel_grid, read_references

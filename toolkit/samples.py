@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+
 from acmix.toolkit.spec import TensorSpec
 from acmix.toolkit.target import Array
 

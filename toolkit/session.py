@@ -23,6 +23,7 @@ from typing import IO, Any
 
 import msgspec
 import numpy as np
+
 from acmix.toolkit import catalog
 from acmix.toolkit.errors import AcmixError, GateError, UsageError
 from acmix.toolkit.target import Array, Placement, Runner
@@ -76,7 +77,7 @@ class _Pipe:
 
 
 def _receive_arrays(stream: IO[bytes], count: int) -> list[Array]:
-    return [np.lib.format.read_array(_Pipe(stream), allow_pickle=False) for _ in range(count)]  # type: ignore[arg-type]
+    return [np.lib.format.read_array(_Pipe(stream), allow_pickle=False) for _ in range(count)]
 
 
 def peak_memory_mb() -> float:

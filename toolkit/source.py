@@ -14,10 +14,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from torch import nn
+
 from acmix.toolkit import catalog
 from acmix.toolkit.errors import UsageError, did_you_mean
 from acmix.toolkit.spec import ModelSpec, Preprocess, TensorSpec
-from torch import nn
 
 INPUT = re.compile(r"^(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>[^:]*?)(?::(?P<dtype>\w+))?$")
 DTYPES = ("float32", "int32", "int64")

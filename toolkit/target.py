@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.spec import Preprocess, TensorSpec
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+
 from acmix.toolkit.recipe import Tolerance
 from acmix.toolkit.target import Array
 

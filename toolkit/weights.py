@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from acmix.toolkit.errors import UsageError, did_you_mean
-from acmix.toolkit.spec import ModelSpec, PackagedWeights, StateDict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from acmix.toolkit.errors import UsageError, did_you_mean
+from acmix.toolkit.spec import ModelSpec, PackagedWeights, StateDict
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
 LARGEST_CHECKPOINT_BYTES = 4 * 2**30
@@ -103,7 +104,7 @@ def unreadable(path: Path, reason: str) -> str:
         return f"{wish}: a checkpoint is tensors in a dict. {SAVE_AGAIN}"
     if "TorchScript" in reason:
         return f"{path} is a TorchScript program, not a checkpoint. Load it with torch.jit.load. {SAVE_AGAIN}"
-    first = " ".join(reason.split())[:160] or "no reason given"
+    first = reason.split(". ")[0].strip()[:160] or "no reason given"
     return f"{path} is cut off, damaged or no checkpoint at all ({first}). Download or copy it again"
 
 
@@ -208,15 +209,12 @@ def compare(wanted: StateDict, spec: ModelSpec, state: StateDict) -> LoadReport:
     absent = [key for key in wanted if key not in state]
     surplus = [key for key in state if key not in wanted]
     # Optional keys without a way to neutralise them would stay random: they count as missing.
-    pattern = spec.optional_keys if spec.neutralise is not None else None
-    tolerated = [key for key in absent if pattern is not None and re.search(pattern, key)]
+    pattern = spec.optional_keys if spec.neutralise else None
+    tolerated = [key for key in absent if pattern and re.search(pattern, key)]
     counters = [key for key in absent if key.endswith("num_batches_tracked") and key not in tolerated]
     ignored = [key for key in surplus if BOOKKEEPING.search(key)]
-    other_dtypes = {
-        str(state[key].dtype).removeprefix("torch.")
-        for key in shared
-        if wanted[key].is_floating_point() and state[key].dtype != wanted[key].dtype
-    }
+    floats = [key for key in shared if wanted[key].is_floating_point()]
+    dtypes = {str(state[key].dtype).removeprefix("torch.") for key in floats if state[key].dtype != wanted[key].dtype}
     return LoadReport(
         loaded=len(shared),
         missing=tuple(key for key in absent if key not in {*tolerated, *counters}),
@@ -228,7 +226,7 @@ def compare(wanted: StateDict, spec: ModelSpec, state: StateDict) -> LoadReport:
         ),
         ignored=(*ignored, *counters),
         tolerated=tuple(tolerated),
-        converted_from=tuple(sorted(other_dtypes)),
+        converted_from=tuple(sorted(dtypes)),
     )
 
 

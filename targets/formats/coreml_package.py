@@ -166,7 +166,8 @@ def write_specification(package: Path, specification: Specification) -> None:
     Manifest.json names its items by identifiers that only have to differ: derived from the content here.
     """
     data = specification.SerializeToString(deterministic=True)
-    # coremltools leaves a file that its owner alone may read.
+    # coremltools leaves a file and a folder that their owner alone may read.
+    (package / WEIGHTS).parent.chmod(0o755)
     (package / SPECIFICATION).unlink()
     (package / SPECIFICATION).write_bytes(data)
     (package / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 LARGEST_FLOAT16 = 65504.0
+CONVOLUTION = "aten.convolution.default"
 
 
 def half_program(program: ExportedProgram) -> ExportedProgram:
@@ -26,13 +28,14 @@ def half_program(program: ExportedProgram) -> ExportedProgram:
 
     module = copy.deepcopy(program.graph_module)
     signature = copy.deepcopy(program.graph_signature)
-    placeholders = {node.name: node for node in module.graph.nodes if node.op == "placeholder"}
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     for node in module.graph.nodes:
         if node.op == "call_function":
             node.args, node.kwargs = _float16_arguments(node.args), _float16_arguments(dict(node.kwargs))
-    for spec in signature.input_specs:
-        node = placeholders.get(spec.arg.name)
-        if node is None or not _is_float32(node):
+    for spec, node in zip(signature.input_specs, placeholders, strict=True):
+        # The copy renames what shadows a builtin: `input` becomes `input_1`.
+        spec.arg = dataclasses.replace(spec.arg, name=node.name)
+        if not _is_float32(node):
             continue
         if spec.kind is InputKind.USER_INPUT:
             _cast_input(module.graph, node)
@@ -78,11 +81,14 @@ def _cast_input(graph: fx.Graph, node: fx.Node) -> None:
 
 def _cast_outputs(graph: fx.Graph, signature: Any) -> None:
     import torch
-    from torch.export.graph_signature import OutputKind, TensorArgument
+    from torch.export.graph_signature import OutputKind
 
     output = next(node for node in graph.nodes if node.op == "output")
     results = list(output.args[0])
     for index, spec in enumerate(signature.output_specs):
+        if not hasattr(results[index], "name"):
+            continue
+        spec.arg = dataclasses.replace(spec.arg, name=results[index].name)
         if spec.kind is not OutputKind.USER_OUTPUT or not _is_float32(results[index]):
             continue
         with graph.inserting_before(output):
@@ -91,7 +97,7 @@ def _cast_outputs(graph: fx.Graph, signature: Any) -> None:
             )
         single.meta["val"] = results[index].meta["val"]
         results[index] = single
-        spec.arg = TensorArgument(name=single.name)
+        spec.arg = dataclasses.replace(spec.arg, name=single.name)
     output.args = (tuple(results),)
 
 
@@ -115,16 +121,17 @@ def float16_filters() -> Iterator[None]:
     them when the model loads, and takes float16 filters as well: the results are equal bit for bit.
     """
     from executorch.backends.xnnpack.operators import node_visitor
-    from executorch.backends.xnnpack.operators.op_conv2d import Conv2d
 
-    class HalfFilters(Conv2d):  # type: ignore[misc]
+    visitors = node_visitor._node_visitor_dict
+    stock = visitors[CONVOLUTION]
+
+    class HalfFilters(stock):  # type: ignore[misc]
         def define_tensor(self, *args: Any, force_fp32: bool = False, **kwargs: Any) -> None:
             is_filter = kwargs.get("convert_to_nhwc", False)
             super().define_tensor(*args, force_fp32=force_fp32 and not is_filter, **kwargs)
 
-    visitors = node_visitor._node_visitor_dict
-    visitors[Conv2d.target] = HalfFilters
+    visitors[CONVOLUTION] = HalfFilters
     try:
         yield
     finally:
-        visitors[Conv2d.target] = Conv2d
+        visitors[CONVOLUTION] = stock

@@ -41,6 +41,26 @@ def _tensor_spec(value: onnx.ValueInfoProto, layouts: dict[str, Layout]) -> Tens
     return TensorSpec(value.name, shape, dtype, layouts.get(value.name, "any"))
 
 
+def sort_nodes(model: onnx.ModelProto) -> None:
+    """Put every node after the ones it reads, as the ONNX specification asks; the order is otherwise kept."""
+    graph = model.graph
+    known = {"", *(value.name for value in graph.input), *(tensor.name for tensor in graph.initializer)}
+    waiting, ordered = list(graph.node), []
+    while waiting:
+        late = []
+        for node in waiting:
+            if known.issuperset(node.input):
+                ordered.append(node)
+                known.update(node.output)
+            else:
+                late.append(node)
+        if len(late) == len(waiting):
+            raise ValueError(f"node '{late[0].name}' reads a tensor that nothing makes")
+        waiting = late
+    del graph.node[:]
+    graph.node.extend(ordered)
+
+
 def shapes_of(model: onnx.ModelProto) -> Shapes:
     """The shape of every tensor that shape inference can name."""
     import onnx

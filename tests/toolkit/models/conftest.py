@@ -70,6 +70,28 @@ def read_spec(file: str) -> dict[str, Any]:
     return decoded
 
 
+def multiply_accumulates(module: nn.Module, shape: tuple[int, ...]) -> int:
+    """Of every convolution and linear layer in one forward pass, from the shapes that come out of them."""
+    counts: list[int] = []
+
+    def count(layer: nn.Module, _: object, output: Tensor) -> None:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            counts.append(output.numel() * layer.weight[0].numel())
+
+    hooks = [layer.register_forward_hook(count) for layer in module.modules()]
+    with torch.no_grad():
+        module.eval()(torch.zeros(shape))
+    for hook in hooks:
+        hook.remove()
+    return sum(counts)
+
+
+@pytest.fixture(scope="session")
+def macs() -> Callable[[nn.Module, tuple[int, ...]], int]:
+    """macs(module, shape): multiply-accumulates of the convolutions and linear layers."""
+    return multiply_accumulates
+
+
 @pytest.fixture(scope="session")
 def fill() -> Callable[[nn.Module], None]:
     """fill(module): every float tensor becomes the reference fill. Call .eval() after it."""

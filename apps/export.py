@@ -1,0 +1,114 @@
+"""The verb `acmix export`, which is also `acmix-export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from acmix.apps.output import console, print_json
+from acmix.apps.verbs import Json
+from acmix.toolkit import catalog
+
+if TYPE_CHECKING:
+    from acmix.toolkit.request import ExportRequest, Outcome
+
+
+def export_model(
+    model: Annotated[
+        str,
+        typer.Option("--model", help="A name of `acmix list models`, package.module:make, file.py:make, or FILE.pt2."),
+    ] = catalog.DEFAULT_MODEL,
+    target: Annotated[str, typer.Option("--target", help="Targets, separated by commas, or 'all'.")] = "all",
+    precision: Annotated[str, typer.Option("--precision", help="See `acmix list recipes`.")] = "float32",
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="A checkpoint (.pth, .pt, .safetensors), or 'random'.")
+    ] = None,
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", help="Shape of an input: 1x3x224x224, or name=1x3x224x224.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Where artifact folders go.")] = Path("build"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace artifacts that exist.")] = False,
+    photos: Annotated[
+        Path | None, typer.Option("--photos", help="A folder of photos to prove the files on, beside the probes.")
+    ] = None,
+    preprocess: Annotated[
+        str | None, typer.Option("--preprocess", help="'imagenet' or a TOML file; for your own models.")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option("--labels", help="A text file, one class name a line.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of random weights and of the probes.")] = 0,
+    min_snr: Annotated[
+        str | None, typer.Option("--min-snr", help="Agreement asked for in dB: 70, or logits=70,features=40.")
+    ] = None,
+    require_full_delegation: Annotated[
+        bool, typer.Option("--require-full-delegation", help="Fail when any operator runs outside the delegate.")
+    ] = False,
+    layout: Annotated[str | None, typer.Option("--layout", help="tflite: nhwc (default) or nchw.")] = None,
+    minimum_deployment: Annotated[
+        str | None, typer.Option("--minimum-deployment", help="coreml: ios15, ios16 (default), ios17 or ios18.")
+    ] = None,
+    image_input: Annotated[
+        bool, typer.Option("--image-input", help="coreml: take an image, with the preprocessing baked in.")
+    ] = False,
+    delegate: Annotated[
+        str | None, typer.Option("--delegate", help="executorch: xnnpack (default), coreml or vulkan.")
+    ] = None,
+    opset: Annotated[int | None, typer.Option("--opset", help="onnx: the operator set.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Export a model: capture once, lower to every target, prove each saved file."""
+    from acmix.apps import requests
+
+    flags = requests.ExportFlags(
+        model, target, precision, weights, tuple(inputs or ()), out, overwrite, photos, preprocess, labels, seed,
+        min_snr, require_full_delegation,
+    )  # fmt: skip
+    target_flags = {
+        "layout": layout,
+        "minimum_deployment": minimum_deployment,
+        "image_input": image_input or None,
+        "delegate": delegate,
+        "opset": opset,
+    }
+    request = requests.export_request(flags, {k: v for k, v in target_flags.items() if v is not None})
+    results = _run_export(request)
+    if as_json:
+        print_json("export", outcomes=[requests.outcome_record(r) for r in results])
+    raise typer.Exit(_report_export(results))
+
+
+def _run_export(request: ExportRequest) -> list[Outcome]:
+    from acmix.apps.live import StageLines
+    from acmix.toolkit import pipeline
+    from acmix.toolkit.request import has_random_weights
+
+    screen = console()
+    if has_random_weights(request):
+        screen.print(
+            f"[bold red]RANDOM WEIGHTS[/]: {request.source.spec.name} has no trained weights (seed {request.seed}).\n"
+            "Right for timing and placement, useless for classifying. Give a checkpoint: --weights FILE."
+        )
+    with StageLines(screen) as lines:
+        return pipeline.export(request, lines.progress)
+
+
+def _report_export(results: list[Outcome]) -> int:
+    from acmix.apps import tables
+
+    screen = console()
+    screen.print(tables.outcomes(results))
+    for result in results:
+        if result.error:
+            screen.print(f"[red]{result.target}[/]: {result.error}", markup=True)
+        elif result.artifact and result.artifact.manifest.proof.reason:
+            screen.print(f"{result.target}: {result.artifact.manifest.proof.reason}")
+    done = [r.artifact for r in results if r.artifact is not None]
+    if done:
+        screen.print(f"Wrote {', '.join(str(a.folder) for a in done)}")
+        runnable = [str(a.folder) for a in done if a.manifest.proof.verdict != "not executed"]
+        screen.print(
+            f"Next: acmix profile {' '.join(runnable)}" if runnable else f"Next: acmix inspect {done[0].folder}"
+        )
+    codes = {r.exit_code for r in results}
+    return 0 if codes == {0} else (2 if codes == {2} else 1)

@@ -1,0 +1,180 @@
+"""The verbs of acmix but for export: thin, over the library. Heavy imports wait until a verb needs them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from acmix.apps.output import console, log_file, print_json
+from acmix.toolkit import catalog
+
+if TYPE_CHECKING:
+    from acmix.toolkit.artifact import Artifact
+
+Folder = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A folder that acmix-export wrote.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+def list_room(
+    what: Annotated[str, typer.Argument(metavar="models|targets|recipes", help="What to list.")], as_json: Json = False
+) -> None:
+    """List models, targets or recipes."""
+    listings: dict[str, Callable[[bool], None]] = {
+        "models": _list_models,
+        "targets": _list_targets,
+        "recipes": _list_recipes,
+    }
+    if what not in listings:
+        raise catalog.unknown("list", what, listings, "models")
+    listings[what](as_json)
+
+
+def _list_models(as_json: bool) -> None:
+    cards = catalog.model_cards()
+    if as_json:
+        return print_json("list", models=cards)
+    from acmix.apps import tables
+
+    console().print(tables.models(cards))
+    return None
+
+
+def _list_targets(as_json: bool) -> None:
+    rows = [(name, catalog.load_target(name), catalog.missing_package(name)) for name in catalog.stems("targets")]
+    if as_json:
+        return print_json("list", targets=[{"name": n, "suffix": t.suffix, "missing": m} for n, t, m in rows])
+    from acmix.apps import tables
+
+    made = tables.table("target", "file", "options", "installed")
+    for name, target, missing in rows:
+        flags = " ".join(f"--{key.replace('_', '-')}" for key in target.options.__dataclass_fields__)
+        made.add_row(name, f"model{target.suffix}", flags, f"no: pip install 'acmix[[{name}]'" if missing else "yes")
+    console().print(made)
+    return None
+
+
+def _list_recipes(as_json: bool) -> None:
+    recipes = [catalog.load_recipe(name) for name in catalog.stems("calibration.recipes", ".toml")]
+    if as_json:
+        return print_json("list", recipes=recipes)
+    from acmix.apps import tables
+
+    made = tables.table("precision", "weights", "activations", ">agreement asked, dB", "")
+    for r in recipes:
+        made.add_row(r.name, r.weights, r.activations, f"{r.tolerance.snr_db:.0f}", r.description)
+    console().print(made)
+    return None
+
+
+def verify(artifact: Folder, as_json: Json = False) -> None:
+    """Check an artifact's digests, then run the saved file against the stored eager outputs."""
+    from acmix.apps import tables
+    from acmix.toolkit.artifact import open_artifact
+    from acmix.toolkit.reproof import reprove
+
+    opened = open_artifact(artifact)
+    with log_file(artifact, "verify") as log:
+        proof = reprove(opened, log)
+    if as_json:
+        print_json("verify", artifact=opened.name, proof=proof)
+    screen = console()
+    screen.print(f"{opened.name}: digests match. {tables.verdict(proof)} {proof.reason}")
+    if proof.agreements:
+        screen.print(tables.agreements(proof))
+    raise typer.Exit(1 if proof.verdict == "failed" else 0)
+
+
+def inspect(
+    artifact: Folder,
+    every: Annotated[bool, typer.Option("--every", help="List every operator, in order.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what is in an artifact and where each operator runs."""
+    from acmix.apps import tables
+    from acmix.toolkit.artifact import open_artifact
+
+    opened = open_artifact(artifact)
+    if as_json:
+        return print_json("inspect", artifact=opened.name, manifest=opened.manifest)
+    screen = console()
+    manifest = opened.manifest
+    screen.print(tables.summary(manifest))
+    if manifest.proof.agreements:
+        screen.print(tables.agreements(manifest.proof))
+    screen.print(tables.delegation(manifest.placement))
+    outside = manifest.placement.macs_outside_share
+    changes = sum(op.changes_layout for op in manifest.placement.operators)
+    screen.print(f"{outside:.1%} of multiply-accumulates outside the delegate; {changes} operators only change layout")
+    screen.print(tables.every_operator(manifest.placement) if every else tables.operators(manifest.placement))
+    return None
+
+
+def evaluate(
+    artifact: Folder,
+    data: Annotated[Path, typer.Option("--data", help="Photos with labels.csv (file,label) or a folder a class.")],
+    limit: Annotated[int | None, typer.Option("--limit", help="At most so many photos, spread evenly.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Top-1 and top-5 on labelled photos, and agreement with the eager network."""
+    from rich.progress import Progress
+
+    from acmix.apps import tables
+    from acmix.calibration.photos import read_photo_folder
+    from acmix.toolkit import evaluate as evaluation
+    from acmix.toolkit.artifact import open_artifact
+
+    opened = open_artifact(artifact)
+    samples = read_photo_folder(data, opened.manifest.preprocess)
+    samples = samples.first(limit) if limit else samples
+    screen = console()
+    with log_file(artifact, "evaluate") as log, Progress(console=screen, transient=True) as progress:
+        task = progress.add_task(opened.name, total=len(samples))
+        result = evaluation.evaluate(opened, samples, log, lambda n: progress.update(task, completed=n))
+    if as_json:
+        print_json("evaluate", evaluation=result)
+    screen.print(tables.evaluations([result]))
+    if result.eager_missing:
+        screen.print(f"No agreement with eager: {result.eager_missing}")
+
+
+def profile(
+    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifacts; several are interleaved.")],
+    threads: Annotated[int, typer.Option("--threads", help="Runtime threads, each pinned to a processor.")] = 1,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="At least so many runs.")] = 50,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.0, help="At least so many seconds of runs.")] = 1.0,
+    as_json: Json = False,
+) -> None:
+    """Latency on this host: load, first run, warm-up apart, raw samples kept."""
+    from acmix.apps import tables
+    from acmix.toolkit import profile as profiling
+    from acmix.toolkit.artifact import open_artifact
+
+    opened: list[Artifact] = [open_artifact(folder) for folder in artifacts]
+    screen = console()
+    with log_file(artifacts[0], "profile") as log, screen.status("starting") as status:
+        request = profiling.ProfileRequest(threads, runs, seconds)
+        measurement = profiling.profile(opened, request, log, status.update)
+    saved = profiling.save(measurement, artifacts[0].absolute().parent)
+    if as_json:
+        print_json("profile", measurement=measurement, summary=profiling.summaries(measurement), saved=str(saved))
+    screen.print(tables.latencies(measurement))
+    screen.print(f"Raw samples: {os.path.relpath(saved)}")
+
+
+def doctor(as_json: Json = False) -> None:
+    """Say what this installation and this machine can do, and what is missing."""
+    from acmix.apps import tables
+    from acmix.toolkit.doctor import examine
+
+    checks = examine()
+    if as_json:
+        print_json("doctor", checks=checks)
+    made = tables.table("", "what", "found", "cure")
+    for check in checks:
+        made.add_row("[green]✓[/]" if check.fine else "[red]✗[/]", check.what, check.found, check.cure)
+    console().print(made)
+    raise typer.Exit(0 if all(check.fine for check in checks) else 1)

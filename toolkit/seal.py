@@ -1,0 +1,122 @@
+"""Sealing: from a lowered and proven file to an artifact in its place, or to a failed gate."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from acmix.toolkit import catalog, machine
+from acmix.toolkit.artifact import (
+    REFERENCE,
+    Artifact,
+    Manifest,
+    ModelRecord,
+    Preparation,
+    TargetRecord,
+    digest_files,
+    write_manifest,
+)
+from acmix.toolkit.execute import Reference, write_references
+from acmix.toolkit.request import ExportRequest, Outcome, TargetRequest
+from acmix.toolkit.spec import TensorSpec
+from acmix.toolkit.target import Lowered, Placement
+from acmix.toolkit.verify import Proof, SampleSet
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all targets share once the capture is done."""
+
+    program: Path
+    model: ModelRecord
+    preparation: Preparation
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    probes: list[Reference]
+    photos: list[Reference]
+    sample_sets: tuple[SampleSet, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What one target's lowering and proof gave. log: its file name, beside the artifact."""
+
+    lowered: Lowered
+    proof: Proof
+    placement: Placement
+    timings_s: dict[str, float]
+    log: str
+
+
+def seal(request: ExportRequest, target: TargetRequest, common: Shared, finished: Finished, staging: Path) -> Artifact:
+    """Add reference outputs and manifest to the staged model, then move the folder to its place."""
+    write_references(staging / REFERENCE, common.probes)
+    manifest = _manifest(request, target, common, finished, staging)
+    write_manifest(staging, manifest)
+    return Artifact(_move(staging, request.out / request.folder_name(target)), manifest)
+
+
+def _manifest(
+    request: ExportRequest, target: TargetRequest, common: Shared, finished: Finished, staging: Path
+) -> Manifest:
+    loaded = catalog.load_target(target.name)
+    lowered = finished.lowered
+    options = dataclasses.asdict(target.options)
+    return Manifest(
+        acmix=machine.versions(["acmix"])["acmix"],
+        model=common.model,
+        recipe=request.recipe,
+        target=TargetRecord(target.name, options, lowered.notes, lowered.details, lowered.nondeterminism),
+        inputs=common.inputs,
+        outputs=common.outputs,
+        file_inputs=lowered.inputs,
+        file_outputs=lowered.outputs,
+        preprocess=request.source.spec.preprocess,
+        labels=request.labels,
+        preparation=common.preparation,
+        placement=finished.placement,
+        proof=finished.proof,
+        files=digest_files(staging, f"model{loaded.suffix}"),
+        tools=machine.versions(["torch", "numpy", *loaded.distributions]),
+        machine=machine.describe(),
+        timings_s={stage: round(seconds, 3) for stage, seconds in finished.timings_s.items()},
+        log=finished.log,
+        seed=request.seed,
+    )
+
+
+def _move(staging: Path, final: Path) -> Path:
+    """An old artifact goes only once the new one is in its place."""
+    staging.chmod(0o755)
+    old = None
+    if final.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{final.name}.old.", dir=final.parent))
+        final.rename(old / final.name)
+    staging.rename(final)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def judge(request: ExportRequest, target: TargetRequest, artifact: Artifact) -> Outcome:
+    """The outcome of a sealed artifact: a failed gate is exit 1, and the artifact stays for a look."""
+    manifest = artifact.manifest
+    if manifest.proof.verdict == "failed":
+        worst = next(a for a in manifest.proof.agreements if not a.passed)
+        found = "no signal" if worst.snr_db is None else f"{worst.snr_db:.1f} dB"
+        return Outcome(
+            target.name,
+            artifact,
+            f"output {worst.output!r} does not agree with eager: {found} on {worst.worst_sample!r}, "
+            f"{worst.tolerance.snr_db:.0f} dB asked for",
+            1,
+        )
+    fallbacks = manifest.placement.fallbacks
+    if request.require_full_delegation and fallbacks:
+        kinds = ", ".join(sorted({op.kind for op in fallbacks}))
+        return Outcome(target.name, artifact, f"{len(fallbacks)} operators fall back: {kinds}", 1)
+    return Outcome(target.name, artifact)
