@@ -12,7 +12,7 @@ import typer
 
 from acmix.apps import export, verbs
 from acmix.apps.output import print_json
-from acmix.toolkit.errors import AcmixError
+from acmix.toolkit.errors import DISK_FULL, AcmixError
 
 app = typer.Typer(
     name="acmix",
@@ -35,17 +35,22 @@ def _usage(error: Exception) -> tuple[str, int]:
     raise error
 
 
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM: not an Exception, so that nothing on the way up takes it for a failure of its own."""
+
+
+def _interrupt(*_: object) -> None:
+    raise Interrupted
+
+
 def _explain(error: BaseException) -> tuple[str, int]:
     """The sentence and the exit code for an error that reached the top."""
     if isinstance(error, AcmixError):
         return str(error), error.exit_code
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, Interrupted):
         return "interrupted: nothing half-written was left behind.", 2
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return (
-            f"the disk is full{f' at {error.filename}' if error.filename else ''}.\nFree some space and run it again.",
-            2,
-        )
+        return DISK_FULL.format(place=error.filename or "the output folder"), 2
     if isinstance(error, OSError):
         return f"{error.filename or 'the system'}: {error.strerror or error}.", 2
     raise error
@@ -53,10 +58,11 @@ def _explain(error: BaseException) -> tuple[str, int]:
 
 def guard(command: Callable[[], Any]) -> None:
     """Run a program: errors become sentences and exit codes, never tracebacks."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for interruption in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(interruption, _interrupt)
     try:
         command()
-    except (AcmixError, KeyboardInterrupt, OSError) as error:
+    except (AcmixError, Interrupted, OSError) as error:
         sentence, code = _explain(error)
     except Exception as error:
         sentence, code = _usage(error)

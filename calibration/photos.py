@@ -10,10 +10,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
+
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.spec import Preprocess
 from acmix.toolkit.target import Array
-from PIL import Image, UnidentifiedImageError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}

@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import msgspec
+
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.spec import Preprocess, TensorSpec, imagenet_preprocess
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
 from acmix.targets.formats.metadata import description, metadata
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.recipe import Recipe
@@ -29,9 +30,7 @@ FLOAT16_NOTES = {
     "coreml": "Core ML computes and stores weights as float16; inputs and outputs stay float32",
     "vulkan": "Vulkan computes and stores weights as float16 (force_fp16); inputs and outputs stay float32",
 }
-FLOAT16_BATCH_NORM_NOTE = (
-    "batch norms are folded in float16, which loses accuracy: fold them before lowering"
-)
+FLOAT16_BATCH_NORM_NOTE = "batch norms are folded in float16, which loses accuracy: fold them before lowering"
 _open_runners: list[Path] = []
 """Files whose runner is open: they share one thread pool, which must not be replaced under them."""
 
@@ -68,7 +67,6 @@ class ExecuTorch:
 
     def preload(self) -> None:
         with _quiet():
-            import executorch.exir
             from executorch.backends.xnnpack.partition import xnnpack_partitioner  # noqa: F401
 
     def preload_runtime(self) -> None:
@@ -109,9 +107,7 @@ class ExecuTorch:
         torch, runtime = _runtime()
         _size_thread_pool(runtime, file, threads)
         try:
-            program = runtime._load_program(
-                str(file), program_verification=runtime.Verification.InternalConsistency
-            )
+            program = runtime._load_program(str(file), program_verification=runtime.Verification.InternalConsistency)
             method = program.load_method("forward")
         except RuntimeError as error:
             raise UsageError(
@@ -159,9 +155,7 @@ def _partitioner(delegate: str, is_float16: bool) -> Any:
         from executorch.backends.apple.coreml.partition import CoreMLPartitioner
 
         precision = coremltools.precision.FLOAT16 if is_float16 else coremltools.precision.FLOAT32
-        return CoreMLPartitioner(
-            compile_specs=CoreMLBackend.generate_compile_specs(compute_precision=precision)
-        )
+        return CoreMLPartitioner(compile_specs=CoreMLBackend.generate_compile_specs(compute_precision=precision))
     if delegate == "vulkan":
         from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
 

@@ -8,7 +8,6 @@ import io
 import logging
 import tempfile
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +119,7 @@ class OnnxTarget:
             for node in model.graph.node
             if node.op_type != "Constant"
         )
-        return Placement(operators, partitions=1, determined_by=_what_the_session_made(model, kernels))
+        return Placement(operators, partitions=1, determined_by=onnx_graph.what_became(model, kernels))
 
 
 def _converted(program: ExportedProgram, job: LoweringJob) -> onnx.ModelProto:
@@ -171,17 +170,13 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
     with _quiet():
         simple: onnx.ModelProto
         simple, valid = onnxsim.simplify(model)
-    snr_db = _agreement_snr_db(model, simple) if _structure(model) != _structure(simple) else np.inf
+    snr_db = _agreement_snr_db(model, simple)
     if not valid or not snr_db >= SIMPLIFIED_SNR_DB:
         raise GateError(
             f"onnxsim changed the model's results (SNR {snr_db:.1f} dB, {SIMPLIFIED_SNR_DB:.0f} dB passes, "
             f"onnx.checker {'passed' if valid else 'failed'}): report the model, or export to another target."
         )
     return simple
-
-
-def _structure(model: onnx.ModelProto) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
-    return [(node.op_type, tuple(node.input), tuple(node.output)) for node in model.graph.node]
 
 
 def _agreement_snr_db(before: onnx.ModelProto, after: onnx.ModelProto) -> float:
@@ -273,29 +268,6 @@ def _session(file: Path, threads: int, optimised: Path | None = None) -> Any:
             f"ONNX Runtime {onnxruntime.__version__} cannot load '{file.name}': {reason}. "
             "The file is damaged or not ONNX: export it again."
         ) from error
-
-
-def _what_the_session_made(model: onnx.ModelProto, kernels: onnx.ModelProto) -> str:
-    """One sentence on the session: what fusion left, what it added, and in which precision it computes."""
-    import onnxruntime
-
-    kinds = Counter(node.op_type for node in kernels.graph.node)
-    added = ", ".join(f"{kinds[kind]} {kind}" for kind in ("ReorderInput", "ReorderOutput", "Cast") if kinds[kind])
-    text = (
-        f"onnxruntime {onnxruntime.__version__}, whose only provider here takes the whole file: "
-        f"{len(model.graph.node)} nodes become {kinds.total()} kernels" + (f" ({added})" if added else "")
-    )
-    widened = _multiplies_halves(model) and not _multiplies_halves(kernels)
-    return text + ("; float16 weights are widened: its arithmetic here is float32" if widened else "")
-
-
-def _multiplies_halves(model: onnx.ModelProto) -> bool:
-    """Whether a convolution or a matrix product reads float16 weights."""
-    from onnx import TensorProto
-
-    halves = {t.name for t in model.graph.initializer if t.data_type == TensorProto.FLOAT16}
-    products = [node for node in model.graph.node if node.op_type.endswith(("Conv", "Gemm", "MatMul"))]
-    return any(name in halves for node in products for name in node.input)
 
 
 TARGET: Target = OnnxTarget()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.spec import TensorSpec
 from acmix.toolkit.target import Array, Lowered, LoweringJob, Placement, Runner, Target
@@ -27,11 +28,14 @@ FLOAT16_NOTE = (
 )
 
 
+Layout = Literal["nhwc", "nchw"]
+
+
 @dataclass(frozen=True)
 class TFLiteOptions:
     """layout: nhwc is what cameras deliver and TFLite computes in; nchw keeps PyTorch's, one transpose at entry."""
 
-    layout: Literal["nhwc", "nchw"] = "nhwc"
+    layout: Layout = "nhwc"
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class TFLite:
 
     def preload(self) -> None:
         import litert_torch  # noqa: F401
+
         from acmix.targets.formats import tflite_conversion, tflite_flatbuffer, tflite_metadata  # noqa: F401
 
     def preload_runtime(self) -> None:
@@ -81,7 +86,7 @@ class TFLite:
         inputs, outputs = tflite_flatbuffer.interface(model, inputs, outputs)
         notes = _half_precision(model) if job.recipe.weights == "float16" else ()
         described = tflite_metadata.metadata(
-            job.model, description(job), inputs, outputs, job.preprocess, bool(job.labels)
+            job.model, description(job), inputs, outputs, job.preprocess, len(job.labels)
         )
         tflite_flatbuffer.add_metadata(model, tflite_metadata.ENTRY, described)
         tflite_flatbuffer.add_metadata(model, tflite_metadata.EXTRA_ENTRY, tflite_metadata.extra(metadata(job)))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 class TinyNet(nn.Module):
     """Strided, depthwise and pointwise convolutions, batch norms, gating, a residual and a linear head."""
 
-    def __init__(self, classes: int = 10) -> None:
+    def __init__(self, classes: int = 2000) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.Hardswish())
         self.depthwise = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1, groups=8, bias=False), nn.BatchNorm2d(8), nn.ReLU6())

@@ -24,7 +24,7 @@ from acmix.toolkit import weights
 from acmix.toolkit.artifact import Preparation, WeightsOrigin
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.rewrite import rewrite
-from acmix.toolkit.source import ModelSource, user_line
+from acmix.toolkit.source import ModelSource, parameter_count, user_line
 from acmix.toolkit.spec import ModelSpec, TensorSpec
 from acmix.toolkit.target import Array
 
@@ -107,8 +107,8 @@ def capture(network: Network) -> Captured:
     Raises UsageError with the user's own line when torch.export refuses the module.
     """
     spec = network.spec
-    zeros = tuple(torch.zeros(s.shape, dtype=getattr(torch, s.dtype)) for s in spec.inputs)
-    parameters, macs, outputs = _measure(network, zeros)
+    zeros = _zeros(spec)
+    macs, outputs = _measure(network, zeros)
     prepared, error = prepare(network)
     program = _export(prepared, zeros, network.source)
     applied = rewrite(program)
@@ -119,7 +119,7 @@ def capture(network: Network) -> Captured:
         spec.inputs,
         _output_specs(spec, outputs),
         Preparation(spec.for_inference is not None, error, applied),
-        parameters,
+        parameter_count(network.module),
         macs,
         classifies,
     )
@@ -167,9 +167,16 @@ def flat_tensors(outputs: object) -> list[Tensor]:
     return leaves
 
 
-def _measure(network: Network, zeros: tuple[Tensor, ...]) -> tuple[int, int, list[Tensor]]:
-    from acmix.toolkit.source import parameter_count
+def count_macs(network: Network) -> int:
+    """Multiply-accumulates of one inference of the published form: convolutions and matrix products."""
+    return _measure(network, _zeros(network.spec))[0]
 
+
+def _zeros(spec: ModelSpec) -> tuple[Tensor, ...]:
+    return tuple(torch.zeros(s.shape, dtype=getattr(torch, s.dtype)) for s in spec.inputs)
+
+
+def _measure(network: Network, zeros: tuple[Tensor, ...]) -> tuple[int, list[Tensor]]:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         try:
             outputs = flat_tensors(network.module(*zeros))
@@ -181,7 +188,7 @@ def _measure(network: Network, zeros: tuple[Tensor, ...]) -> tuple[int, int, lis
                 f"{network.source.reference} fails on an input of {shapes}: {type(error).__name__}: {error}\n"
                 f"{user_line(error)}\nGive the size it takes: --input 1x3x224x224."
             ) from error
-    return parameter_count(network.module), counter.get_total_flops() // 2, outputs
+    return counter.get_total_flops() // 2, outputs
 
 
 def _output_specs(spec: ModelSpec, outputs: list[Tensor]) -> tuple[TensorSpec, ...]:

@@ -27,6 +27,9 @@ class GateError(AcmixError):
     exit_code = 1
 
 
+DISK_FULL = "the disk is full at {place}.\nFree some space, or choose another folder: --out DIR."
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """' Did you mean a or b?' for the closest known words, '' when nothing is close."""
     close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)

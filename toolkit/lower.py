@@ -124,7 +124,8 @@ def _lower(target_name: str, request: LoweringRequest) -> LoweringAnswer:
         return LoweringAnswer(error=str(error), refused=True)
     except Exception as error:
         # Converters raise anything; the log has the traceback, the table its last line.
-        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
         lines = str(error).strip().splitlines() or [""]
         return LoweringAnswer(error=f"{type(error).__name__}: {lines[0][:300]}")
     return LoweringAnswer(lowered, seconds=time.perf_counter() - begin)
@@ -143,7 +144,8 @@ def main(arguments: Sequence[str]) -> None:
     answers.write(msgspec.json.encode(answer) + b"\n")
     answers.flush()
     # Converters register exit handlers that take seconds and change nothing: leave at once.
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
     os._exit(0)
 
 

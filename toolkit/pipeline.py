@@ -18,7 +18,7 @@ import psutil
 
 from acmix.toolkit import catalog, machine
 from acmix.toolkit.artifact import ModelRecord
-from acmix.toolkit.errors import AcmixError, UsageError
+from acmix.toolkit.errors import DISK_FULL, AcmixError, UsageError
 from acmix.toolkit.execute import Interface, Reference, compare, on_pixel_grid, tolerances
 from acmix.toolkit.lower import LoweringRequest, start_lowering
 from acmix.toolkit.request import ExportRequest, Outcome, TargetRequest, refuse_early
@@ -32,6 +32,10 @@ from acmix.toolkit.verify import Proof, SampleSet, prove
 Stage = Literal["capture", "wait", "lower", "verify", "done", "failed"]
 Progress = Callable[[str, Stage, float], None]
 """Called with the target ('' for all), the stage it enters, and the seconds that the last one took."""
+
+
+SPARE_BYTES = 256 * 1024
+"""With less than this left, a failure is put down to the full disk."""
 
 
 @dataclass(frozen=True)
@@ -168,11 +172,19 @@ def _export_one(run: _Run, target: TargetRequest) -> Outcome:
         run.progress(target.name, "done", timings["verify"])
         return judge(run.request, target, artifact)
     except (AcmixError, OSError) as error:
-        run.progress(target.name, "failed", 0.0)
-        return Outcome(target.name, error=str(error), exit_code=getattr(error, "exit_code", 2))
+        if not run.cancelled.is_set():
+            run.progress(target.name, "failed", 0.0)
+        return _failed(run, target, error)
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _failed(run: _Run, target: TargetRequest, error: Exception) -> Outcome:
+    # A converter that cannot write says so in its own words, or dies: ask the disk itself.
+    if shutil.disk_usage(run.request.out).free < SPARE_BYTES:
+        return Outcome(target.name, error=DISK_FULL.format(place=run.request.out), exit_code=2)
+    return Outcome(target.name, error=str(error), exit_code=getattr(error, "exit_code", 2))
 
 
 def _lowering_request(request: ExportRequest, target: TargetRequest, common: Shared, file: Path) -> LoweringRequest:

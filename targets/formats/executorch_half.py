@@ -92,9 +92,7 @@ def _cast_outputs(graph: fx.Graph, signature: Any) -> None:
         if spec.kind is not OutputKind.USER_OUTPUT or not _is_float32(results[index]):
             continue
         with graph.inserting_before(output):
-            single = graph.call_function(
-                torch.ops.aten._to_copy.default, (results[index],), {"dtype": torch.float32}
-            )
+            single = graph.call_function(torch.ops.aten._to_copy.default, (results[index],), {"dtype": torch.float32})
         single.meta["val"] = results[index].meta["val"]
         results[index] = single
         spec.arg = dataclasses.replace(spec.arg, name=single.name)

@@ -164,9 +164,7 @@ def _operator(node: fx.Node, runs_on: str, delegated: bool, reason: str = "") ->
     )
 
 
-def _macs(
-    base: str, inputs: list[tuple[int, ...]], output: tuple[int, ...], arguments: tuple[Any, ...] = ()
-) -> int:
+def _macs(base: str, inputs: list[tuple[int, ...]], output: tuple[int, ...], arguments: tuple[Any, ...] = ()) -> int:
     """inputs: the shapes of the tensor arguments in order; a convolution's filter is [out, in / groups, h, w]."""
     if base == "convolution":
         transposed = len(arguments) > 6 and bool(arguments[6])

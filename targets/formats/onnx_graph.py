@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from math import prod
 from typing import TYPE_CHECKING
@@ -83,3 +84,26 @@ def macs(node: onnx.NodeProto, shapes: Shapes) -> int:
         return prod(left) * prod(right[1:])
     transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
     return prod(out) * (left[0] if transposed else left[-1]) if left else 0
+
+
+def what_became(model: onnx.ModelProto, kernels: onnx.ModelProto) -> str:
+    """One sentence on the session: what fusion left, what it added, and in which precision it computes."""
+    import onnxruntime
+
+    kinds = Counter(node.op_type for node in kernels.graph.node)
+    added = ", ".join(f"{kinds[kind]} {kind}" for kind in ("ReorderInput", "ReorderOutput", "Cast") if kinds[kind])
+    text = (
+        f"onnxruntime {onnxruntime.__version__}, whose only provider here takes the whole file: "
+        f"{len(model.graph.node)} nodes become {kinds.total()} kernels" + (f" ({added})" if added else "")
+    )
+    widened = _multiplies_halves(model) and not _multiplies_halves(kernels)
+    return text + ("; float16 weights are widened: its arithmetic here is float32" if widened else "")
+
+
+def _multiplies_halves(model: onnx.ModelProto) -> bool:
+    """Whether a convolution or a matrix product reads float16 weights."""
+    from onnx import TensorProto
+
+    halves = {t.name for t in model.graph.initializer if t.data_type == TensorProto.FLOAT16}
+    products = [node for node in model.graph.node if node.op_type.endswith(("Conv", "Gemm", "MatMul"))]
+    return any(name in halves for node in products for name in node.input)

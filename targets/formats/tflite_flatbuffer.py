@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from acmix.toolkit.spec import TensorSpec
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
+
+from acmix.toolkit.spec import TensorSpec
 
 BUFFER_ALIGNMENT_BYTES = 16
 LARGEST_FLOAT16 = 65504.0
@@ -64,8 +66,8 @@ def name_interface(model: Any, inputs: Sequence[str], outputs: Sequence[str]) ->
     The graph's own order is the program's; a signature is looked up by name and has none.
     """
     graph, signature = model.subgraphs[0], model.signatureDefs[0]
-    signature.inputs = _name_tensors(graph, graph.inputs, inputs)
     signature.outputs = _name_tensors(graph, graph.outputs, outputs)
+    signature.inputs = _name_tensors(graph, graph.inputs, inputs)
 
 
 def _name_tensors(graph: Any, indices: Sequence[int], names: Sequence[str]) -> list[Any]:
@@ -111,43 +113,53 @@ def cast_weights(model: Any) -> tuple[int, int]:
 
     Vectors (biases, scales) stay float32: they weigh nothing. XNNPACK unpacks the constants once, at load.
     """
-    cast: set[int] = set()
-    out_of_range = 0
+    halves: dict[int, int] = {}
+    cast = out_of_range = 0
     for graph in model.subgraphs:
         unpacked = []
-        for tensor in list(graph.tensors):
-            values = _weights(model, tensor, cast)
-            if values is None:
+        for index, tensor in enumerate(list(graph.tensors)):
+            weights = _weights(model, tensor)
+            if weights is None:
                 continue
-            if values.size and not np.abs(values).max() <= LARGEST_FLOAT16:
+            if weights.size and not np.abs(weights).max() <= LARGEST_FLOAT16:
                 out_of_range += 1
                 continue
-            if tensor.buffer not in cast:
-                model.buffers[tensor.buffer].data = values.astype(np.float16).view(np.uint8)
-                cast.add(tensor.buffer)
-            unpacked.append(_unpack(model, graph, tensor))
-        graph.operators = [*unpacked, *graph.operators]
-    return len(cast), out_of_range
+            if tensor.buffer not in halves:
+                halves[tensor.buffer] = len(model.buffers)
+                model.buffers.append(schema.BufferT(weights.astype(np.float16).view(np.uint8)))
+            unpacked.append(_unpack(model, graph, index, halves[tensor.buffer]))
+        cast += len(unpacked)
+        graph.operators = [*unpacked, *(graph.operators or [])]
+    _empty_unused_buffers(model)
+    return cast, out_of_range
 
 
-def _weights(model: Any, tensor: Any, cast: set[int]) -> np.ndarray[Any, Any] | None:
+def _weights(model: Any, tensor: Any) -> np.ndarray[Any, Any] | None:
     data = _bytes(model.buffers[tensor.buffer])
-    count = int(np.prod(tensor.shape)) if tensor.shape else 1
-    if tensor.type != schema.TensorType.FLOAT32 or data is None or count == max([1, *tensor.shape]):
+    shape = [] if tensor.shape is None else list(tensor.shape)
+    if tensor.type != schema.TensorType.FLOAT32 or data is None or prod(shape) == max([1, *shape]):
         return None
-    return data.view(np.float16 if tensor.buffer in cast else np.float32)
+    return data.view(np.float32)
 
 
-def _unpack(model: Any, graph: Any, tensor: Any) -> Any:
-    stored = schema.TensorT()
-    stored.shape, stored.buffer, stored.type = tensor.shape, tensor.buffer, schema.TensorType.FLOAT16
+def _unpack(model: Any, graph: Any, index: int, half: int) -> Any:
+    tensor, stored = graph.tensors[index], schema.TensorT()
+    stored.shape, stored.buffer, stored.type = tensor.shape, half, schema.TensorType.FLOAT16
     stored.name, stored.hasRank = tensor.name + b"_float16", tensor.hasRank
     tensor.buffer = 0
     graph.tensors.append(stored)
     operator = schema.OperatorT()
     operator.opcodeIndex = _dequantize_code(model)
-    operator.inputs, operator.outputs = [len(graph.tensors) - 1], [graph.tensors.index(tensor)]
+    operator.inputs, operator.outputs = [len(graph.tensors) - 1], [index]
     return operator
+
+
+def _empty_unused_buffers(model: Any) -> None:
+    # A buffer may be shared with a vector that stays float32: it goes only when nobody reads it any more.
+    used = {t.buffer for g in model.subgraphs for t in g.tensors} | {e.buffer for e in model.metadata or []}
+    for index, buffer in enumerate(model.buffers):
+        if index not in used:
+            buffer.data = None
 
 
 def _dequantize_code(model: Any) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import flatbuffers  # type: ignore[import-untyped]
+
 from acmix.toolkit.spec import Preprocess, TensorSpec
 
 ENTRY = "TFLITE_METADATA"
@@ -63,16 +64,17 @@ def metadata(
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
     preprocess: Preprocess | None,
-    labels: bool,
+    labels: int,
 ) -> bytes:
     """The ModelMetadata flatbuffer.
 
-    The first image input gets its colours, size and normalisation; the first output the labels of its last axis.
+    The first image input gets its colours, size and normalisation; the outputs whose last axis is as long as
+    the number of labels refer to labels.txt.
     """
     tables = Tables(flatbuffers.Builder(1024))
     image = next((s for s in inputs if s.layout in ("nchw", "nhwc")), None)
     of_inputs = [_input(tables, s, preprocess if s is image else None) for s in inputs]
-    of_outputs = [_output(tables, s, labels and s is outputs[0]) for s in outputs]
+    of_outputs = [_output(tables, s, labels > 0 and s.shape[-1:] == (labels,)) for s in outputs]
     graph = tables.table({2: tables.list(of_inputs), 3: tables.list(of_outputs)})
     root = tables.table(
         {

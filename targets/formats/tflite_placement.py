@@ -9,10 +9,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from acmix.targets.formats import tflite_flatbuffer
-from acmix.toolkit.target import Operator, Placement
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
+
+from acmix.targets.formats import tflite_flatbuffer
+from acmix.toolkit.target import Operator, Placement
 
 DELEGATE = "XNNPACK"
 LARGEST_RANK = 6

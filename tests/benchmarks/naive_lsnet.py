@@ -99,9 +99,7 @@ class NaiveAttention(nn.Module):
         self.dw = conv_bn(64, 64, 3, groups=64)
         points = list(itertools.product(range(resolution), repeat=2))
         seen: dict[tuple[int, int], int] = {}
-        indices = [
-            seen.setdefault((abs(p[0] - q[0]), abs(p[1] - q[1])), len(seen)) for p in points for q in points
-        ]
+        indices = [seen.setdefault((abs(p[0] - q[0]), abs(p[1] - q[1])), len(seen)) for p in points for q in points]
         self.attention_biases = nn.Parameter(torch.zeros(self.heads, len(seen)))
         self.register_buffer("attention_bias_idxs", torch.tensor(indices).view(len(points), len(points)))
 

@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from acmix.targets.onnx import TARGET, OnnxOptions
-from acmix.toolkit.errors import UsageError
+from acmix.toolkit.errors import GateError, UsageError
 from acmix.toolkit.recipe import Precision, Recipe, Tolerance
 from acmix.toolkit.spec import Preprocess, TensorSpec
 from acmix.toolkit.target import Array, Lowered, LoweringJob
@@ -172,6 +172,7 @@ def test_the_interface_carries_the_names_shapes_and_layout_of_the_job(float32: E
     assert float32.lowered.outputs == job("float32").outputs
     graph = onnx.load(float32.file).graph
     assert [value.name for value in (*graph.input, *graph.output)] == ["image", "logits", "features"]
+    assert [entry.version for entry in onnx.load(float32.file).opset_import] == [OnnxOptions().opset]
 
 
 def test_the_file_is_alone_and_complete(float32: Exported, float16: Exported) -> None:
@@ -220,8 +221,17 @@ def test_the_program_is_left_as_it_was(captured: Captured, tmp_path: Path) -> No
     assert [entry.version for entry in onnx.load(tmp_path / "model.onnx").opset_import] == [20]
 
 
-def test_the_default_opset_is_what_the_file_declares(float32: Exported) -> None:
-    assert [entry.version for entry in onnx.load(float32.file).opset_import] == [OnnxOptions().opset]
+def test_a_simplifier_that_changes_the_numbers_is_caught(
+    captured: Captured, float32: Exported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wrong = onnx.load(float32.file)
+    bias = next(tensor for tensor in wrong.graph.initializer if tensor.name == "head.bias")
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) * 1.01, bias.name))
+    monkeypatch.setattr("acmix.targets.onnx._converted", lambda program, job: onnx.load(float32.file))
+    monkeypatch.setattr("onnxsim.simplify", lambda model: (wrong, True))
+    with pytest.raises(GateError, match="onnxsim changed the model's results"):
+        exported(captured, job("float32"), tmp_path)
+    assert not (tmp_path / "model.onnx").exists()
 
 
 @pytest.mark.parametrize("opset", [17, 24])

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 import torch
-from acmix.toolkit.errors import UsageError
-from acmix.toolkit.weights import read_checkpoint
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from acmix.toolkit.errors import UsageError
+from acmix.toolkit.weights import read_checkpoint
 
 
 def tiny() -> nn.Module:

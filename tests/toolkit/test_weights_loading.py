@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.spec import ModelSpec, PackagedWeights
 from acmix.toolkit.weights import WrongShape, digest, load_weights, packaged_weights
-from torch import Tensor, nn
 
 
 def tiny() -> nn.Module:

@@ -11,8 +11,9 @@ import math
 from functools import partial
 
 import torch.nn.functional as F
-from acmix.toolkit.spec import Claims, ModelSpec, PackagedWeights, Preprocess, TensorSpec
 from torch import Tensor, nn
+
+from acmix.toolkit.spec import Claims, ModelSpec, PackagedWeights, Preprocess, TensorSpec
 
 # kernel, stride, expansion, output channels, repeats: before scaling
 STAGES = (

@@ -284,9 +284,7 @@ class InferenceLSConv(nn.Module):
         weight, bias = lkp.cv4.weight.double()[order], _bias(lkp.cv4)[order]
         gamma, beta = norm.weight.double()[order], norm.bias.double()[order]
         scale, shift = _affine(source.bn)
-        self.perceive = nn.Sequential(
-            lkp.cv1.fused(), nn.ReLU(), lkp.cv2.fused(), lkp.cv3.fused(), nn.ReLU()
-        )
+        self.perceive = nn.Sequential(lkp.cv1.fused(), nn.ReLU(), lkp.cv2.fused(), lkp.cv3.fused(), nn.ReLU())
         same_set = torch.eye(sets, dtype=torch.float64).repeat(TAPS, 1)
         average = same_set @ same_set.t() / TAPS
         self.predict = _pointwise(weight, bias, lkp.cv4)
@@ -403,25 +401,47 @@ def _affine(bn: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 def _column(vector: Tensor) -> Tensor:
     return vector.view(-1, 1, 1, 1)
 
+
 def _bias(conv):
     return conv.bias.double()
 
+
 def _conv_like(like, weight, bias):
-    conv = nn.utils.skip_init(nn.Conv2d, weight.shape[1]*like.groups, weight.shape[0], weight.shape[2], like.stride, like.padding, groups=like.groups)
+    conv = nn.utils.skip_init(
+        nn.Conv2d,
+        weight.shape[1] * like.groups,
+        weight.shape[0],
+        weight.shape[2],
+        like.stride,
+        like.padding,
+        groups=like.groups,
+    )
     conv.weight = nn.Parameter(weight.to(like.weight.dtype), requires_grad=False)
     conv.bias = nn.Parameter(bias.to(like.weight.dtype), requires_grad=False)
     return conv
+
 
 def _pointwise(weight, bias, like):
     conv = nn.utils.skip_init(nn.Conv2d, weight.shape[1], weight.shape[0], 1)
     conv.weight = nn.Parameter(weight.to(like.weight.dtype), requires_grad=False)
     conv.bias = nn.Parameter(bias.to(like.weight.dtype), requires_grad=False)
     return conv
+
+
 def _depthwise(weight, bias, like):
-    conv = nn.utils.skip_init(nn.Conv2d, weight.shape[0], weight.shape[0], weight.shape[2], padding=weight.shape[2]//2, groups=weight.shape[0])
+    conv = nn.utils.skip_init(
+        nn.Conv2d,
+        weight.shape[0],
+        weight.shape[0],
+        weight.shape[2],
+        padding=weight.shape[2] // 2,
+        groups=weight.shape[0],
+    )
     conv.weight = nn.Parameter(weight.to(like.weight.dtype), requires_grad=False)
     conv.bias = nn.Parameter(bias.to(like.weight.dtype), requires_grad=False)
     return conv
+
+
 def _linear(weight, bias, like):
     l = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])
     l.weight = nn.Parameter(weight.to(like.weight.dtype), requires_grad=False)

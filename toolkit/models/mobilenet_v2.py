@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from acmix.toolkit.spec import Claims, ModelSpec, TensorSpec, imagenet_preprocess
 from torch import Tensor, nn
+
+from acmix.toolkit.spec import Claims, ModelSpec, TensorSpec, imagenet_preprocess
 
 # expansion, output channels, repeats, stride: table 2 of the paper
 STAGES = (

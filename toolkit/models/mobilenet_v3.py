@@ -13,8 +13,9 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from acmix.toolkit.spec import Claims, ModelSpec, TensorSpec, imagenet_preprocess
 from torch import Tensor, nn
+
+from acmix.toolkit.spec import Claims, ModelSpec, TensorSpec, imagenet_preprocess
 
 Activation = Literal["relu", "hard_swish"]
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from acmix.toolkit.models.efficientnet_lite import MODELS, EfficientNetLite, SameConv2d, same_padding
-from acmix.toolkit.spec import ModelSpec, Preprocess
-from acmix.toolkit.weights import load_weights, packaged_weights, read_checkpoint
 from PIL import Image
 from torch import Tensor, nn
+
+from acmix.toolkit.models.efficientnet_lite import MODELS, EfficientNetLite, SameConv2d, same_padding
+from acmix.toolkit.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Preprocess
+from acmix.toolkit.weights import load_weights, packaged_weights, read_checkpoint
 
 PHOTOS = Path(__file__).resolve().parents[4] / "shared" / "data" / "imagenet_sample"
 
@@ -93,18 +95,40 @@ def read_photo(path: Path, wanted: Preprocess) -> Tensor:
     return torch.from_numpy(normal).permute(2, 0, 1)
 
 
-def test_lite0_recognises_at_least_sixteen_of_twenty_photos() -> None:
+@pytest.fixture(scope="module")
+def photos() -> list[tuple[Path, int]]:
+    """Twenty photos of as many classes; a skip where they are not."""
     if not PHOTOS.is_dir():
         pytest.skip("the labelled photos are not beside this checkout (shared/data/imagenet_sample)")
-    spec = MODELS["efficientnet_lite0"]
-    assert spec.preprocess is not None
     with (PHOTOS / "labels.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))[::25]
-    batch = torch.stack([read_photo(PHOTOS / row["file"], spec.preprocess) for row in rows])
+        return [(PHOTOS / row["file"], int(row["label"])) for row in csv.DictReader(file)][::25]
+
+
+def test_lite0_recognises_at_least_sixteen_of_twenty_photos(photos: list[tuple[Path, int]]) -> None:
+    spec = MODELS["efficientnet_lite0"]
+    assert spec.preprocess is not None and len(photos) == 20
+    batch = torch.stack([read_photo(path, spec.preprocess) for path, _ in photos])
     with torch.no_grad():
         guesses = trained(spec)(batch).argmax(1).tolist()
-    assert len(rows) == 20
-    assert sum(guess == int(row["label"]) for guess, row in zip(guesses, rows, strict=True)) >= 16
+    assert sum(guess == label for guess, (_, label) in zip(guesses, photos, strict=True)) >= 16
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [((0.0,) * 3, (255.0,) * 3), (IMAGENET_MEAN, IMAGENET_STD), ((127.0,) * 3, (64.0,) * 3)]
+)
+def test_lite0_is_surer_of_the_labels_than_with_other_pixel_statistics(
+    photos: list[tuple[Path, int]], mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> None:
+    spec = MODELS["efficientnet_lite0"]
+    assert spec.preprocess is not None
+    module = trained(spec)
+    labels = torch.tensor([label for _, label in photos])
+    losses = []
+    for preprocess in (spec.preprocess, replace(spec.preprocess, mean=mean, std=std)):
+        with torch.no_grad():
+            logits = module(torch.stack([read_photo(path, preprocess) for path, _ in photos]))
+        losses.append(float(F.cross_entropy(logits, labels)))
+    assert losses[0] < losses[1]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from acmix.toolkit.models.mobilenet_v2 import MODELS, MobileNetV2
 from torch import Tensor, nn
+
+from acmix.toolkit.models.mobilenet_v2 import MODELS, MobileNetV2
 
 Fill = Callable[[nn.Module], None]
 Macs = Callable[[nn.Module, tuple[int, ...]], int]

@@ -1,0 +1,141 @@
+"""Every target keeps the protocol, on the tiny network. Adding a target adds its tests."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+
+from acmix.toolkit import capture, catalog
+from acmix.toolkit.artifact import Artifact, check_digests, manifest_schema, open_artifact
+from acmix.toolkit.errors import GateError, UsageError
+from acmix.toolkit.execute import run_sample
+from acmix.toolkit.profile import interface_of
+from acmix.toolkit.recipe import Recipe, Tolerance
+from acmix.toolkit.reproof import reprove
+from acmix.toolkit.session import SessionRequest, open_session
+from acmix.toolkit.source import find_model, parse_input
+
+Exported = Callable[[str], dict[str, Artifact]]
+TARGETS = catalog.stems("targets")
+PRECISIONS = catalog.stems("calibration.recipes", ".toml")
+RUNNABLE = [n for n in TARGETS if catalog.load_target(n).cannot_run_here(catalog.load_target(n).options()) is None]
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_target_is_named_like_its_file_and_has_defaults(name: str) -> None:
+    target = catalog.load_target(name)
+    assert target.name == name
+    assert target.suffix.startswith(".")
+    assert target.refuses(catalog.load_recipe("float32"), target.options()) is None
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_precision_that_it_lacks_is_refused_with_the_nearest(name: str) -> None:
+    recipe = Recipe("w3a3", "int3", "int3", Tolerance(10, 1))  # type: ignore[arg-type]
+    target = catalog.load_target(name)
+    reason = target.refuses(recipe, target.options())
+    assert reason is not None
+    assert "w3a3" in reason
+    assert "float16" in reason
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_manifest_tells_the_whole_story(exported: Exported, name: str, precision: str) -> None:
+    artifact = exported(precision)[name]
+    check_digests(artifact)
+    manifest = artifact.manifest
+    assert artifact.name == f"make_net-{name}-{precision}"
+    assert manifest.recipe.name == precision
+    assert manifest.model.parameters == sum(p.numel() for p in _eager().module.parameters())
+    assert [rule.name for rule in manifest.preparation.rewrites] == ["fold_batch_norm"]
+    assert manifest.tools["torch"].startswith("2.13")
+    assert set(manifest.timings_s) == {"capture", "lower", "verify"}
+    jsonschema.validate(json.loads((artifact.folder / "manifest.json").read_bytes()), manifest_schema())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_operator_has_a_place_and_the_macs_add_up(exported: Exported, name: str, precision: str) -> None:
+    manifest = exported(precision)[name].manifest
+    operators = manifest.placement.operators
+    assert operators
+    assert all(op.kind and op.runs_on for op in operators)
+    assert all(op.reason for op in operators if op.delegated is not True)
+    assert sum(op.macs for op in operators) == pytest.approx(manifest.model.macs, rel=0.02)
+
+
+def test_what_cannot_run_here_is_never_ticked(exported: Exported) -> None:
+    for name, artifact in exported("float32").items():
+        expected = "passed" if name in RUNNABLE else "not executed"
+        assert artifact.manifest.proof.verdict == expected
+        assert bool(artifact.manifest.proof.reason) == (expected == "not executed")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_the_saved_file_gives_what_eager_float64_gives(
+    exported: Exported, name: str, precision: str, tmp_path: Path
+) -> None:
+    artifact = exported(precision)[name]
+    inputs = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        wanted = _eager().module.double()(inputs.double()).numpy()
+    with open_session(SessionRequest(name, str(artifact.model_file)), tmp_path / "log") as session:
+        session.load()
+        found = run_sample(session, [inputs.numpy()], interface_of(artifact))[0]
+    tolerance = 1e-5 if precision == "float32" else 1e-2
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance * abs(wanted).max())
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_float16_weights_make_a_smaller_file(exported: Exported, name: str) -> None:
+    sizes = [exported(precision)[name].size_bytes for precision in ("float16", "float32")]
+    assert sizes[0] < 0.75 * sizes[1]
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_verify_repeats_the_proof_from_the_artifact_alone(exported: Exported, name: str, tmp_path: Path) -> None:
+    artifact = exported("float32")[name]
+    proof = reprove(artifact, tmp_path / "log")
+    assert proof.verdict == artifact.manifest.proof.verdict
+    if proof.verdict == "passed":
+        assert proof.agreements[0].snr_db == artifact.manifest.proof.agreements[0].snr_db
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_one_changed_byte_is_refused(exported: Exported, name: str, tmp_path: Path) -> None:
+    original = exported("float32")[name]
+    folder = tmp_path / original.name
+    shutil.copytree(original.folder, folder)
+    file = folder / original.manifest.files[0].path
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(UsageError, match="has changed since it was exported"):
+        reprove(open_artifact(folder), tmp_path / "log")
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_a_truncated_file_fails_with_a_sentence(exported: Exported, name: str, tmp_path: Path) -> None:
+    artifact = exported("float32")[name]
+    broken = tmp_path / artifact.model_file.name
+    broken.write_bytes(artifact.model_file.read_bytes()[: artifact.size_bytes // 2])
+    with (
+        open_session(SessionRequest(name, str(broken)), tmp_path / "log") as session,
+        pytest.raises(GateError, match=name),
+    ):
+        session.load()
+        session.run([np.zeros(s.shape, s.dtype) for s in artifact.manifest.file_inputs])
+
+
+def _eager() -> capture.Network:
+    path = Path(__file__).parent.parent / "tiny_net.py"
+    return capture.build(find_model(f"{path}:make_net", (parse_input("1x3x32x32"),)), None)
