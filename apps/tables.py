@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from acmix.toolkit.artifact import Artifact, Manifest
-from acmix.toolkit.catalog import ModelCard
-from acmix.toolkit.evaluate import Evaluation
-from acmix.toolkit.profile import Measurement
-from acmix.toolkit.request import Outcome
-from acmix.toolkit.target import Placement
-from acmix.toolkit.verify import SNR_LIMIT_DB, Agreement, Proof
+from acmix.toolkit.verify import SNR_LIMIT_DB
+
+if TYPE_CHECKING:
+    from acmix.toolkit.artifact import Artifact, Manifest
+    from acmix.toolkit.catalog import ModelCard
+    from acmix.toolkit.evaluate import Evaluation
+    from acmix.toolkit.profile import Measurement
+    from acmix.toolkit.request import Outcome
+    from acmix.toolkit.target import Placement
+    from acmix.toolkit.verify import Agreement, Proof
 
 
 def table(*columns: str, caption: str = "") -> Table:

@@ -31,6 +31,7 @@ FLOAT16_NOTES = {
     "vulkan": "Vulkan computes and stores weights as float16 (force_fp16); inputs and outputs stay float32",
 }
 FLOAT16_BATCH_NORM_NOTE = "batch norms are folded in float16, which loses accuracy: fold them before lowering"
+NONDETERMINISM = {"coreml": "ExecuTorch gives each Core ML model inside the file a random identifier"}
 _open_runners: list[Path] = []
 """Files whose runner is open: they share one thread pool, which must not be replaced under them."""
 
@@ -74,12 +75,16 @@ class ExecuTorch:
 
     def lower(self, program: ExportedProgram, job: LoweringJob, file: Path) -> Lowered:
         from acmix.targets.formats import executorch_placement as placement
-        from acmix.targets.formats.executorch_shortcuts import shortcuts
+        from acmix.targets.formats.executorch_shortcuts import constant_folding, shortcuts
 
         delegate = job.options.delegate
         is_float16 = job.recipe.weights == "float16"
         notes = [FLOAT16_NOTES[delegate]] if is_float16 else []
         with _quiet(), contextlib.ExitStack() as stack:
+            if delegate == "coreml":
+                from acmix.targets.formats.coreml_converter import quiet
+
+                stack.enter_context(quiet())
             from executorch.exir import to_edge_transform_and_lower
 
             if is_float16 and delegate == "xnnpack":
@@ -92,14 +97,19 @@ class ExecuTorch:
             stack.enter_context(shortcuts(program))
             reasons = stack.enter_context(placement.recorded_reasons())
             edge = to_edge_transform_and_lower(
-                program, partitioner=[_partitioner(delegate, is_float16)], constant_methods=constant_methods(job)
+                program,
+                transform_passes=constant_folding(),
+                partitioner=[_partitioner(delegate, is_float16)],
+                constant_methods=constant_methods(job),
             )
             placement.tag_operators(edge.exported_program().graph_module, reasons, BACKENDS[delegate])
             finished = edge.to_executorch()
             with file.open("wb") as stream:
                 finished.write_to_file(stream)
         placed = placement.lowered_placement(finished.exported_program().graph_module, BACKENDS[delegate])
-        return Lowered(job.inputs, job.outputs, tuple(notes), placed, details={"delegate": delegate})
+        return Lowered(
+            job.inputs, job.outputs, tuple(notes), placed, NONDETERMINISM.get(delegate, ""), {"delegate": delegate}
+        )
 
     @contextlib.contextmanager
     def runner(self, file: Path, threads: int) -> Iterator[Runner]:
@@ -116,7 +126,8 @@ class ExecuTorch:
             ) from error
 
         def run(arrays: Sequence[Array]) -> list[Array]:
-            outputs = method([torch.from_numpy(array) for array in arrays], clone_outputs=False)
+            inputs = [torch.from_numpy(np.require(array, requirements=["C", "W"])) for array in arrays]
+            outputs = method(inputs, clone_outputs=False)
             return [np.array(output.numpy(), order="C") for output in outputs]
 
         _open_runners.append(file)
@@ -150,11 +161,13 @@ def constant_methods(job: LoweringJob) -> dict[str, Any]:
 
 def _partitioner(delegate: str, is_float16: bool) -> Any:
     if delegate == "coreml":
-        import coremltools
+        from acmix.targets.formats.coreml_converter import coremltools
+
+        ct = coremltools()
         from executorch.backends.apple.coreml.compiler import CoreMLBackend
         from executorch.backends.apple.coreml.partition import CoreMLPartitioner
 
-        precision = coremltools.precision.FLOAT16 if is_float16 else coremltools.precision.FLOAT32
+        precision = ct.precision.FLOAT16 if is_float16 else ct.precision.FLOAT32
         return CoreMLPartitioner(compile_specs=CoreMLBackend.generate_compile_specs(compute_precision=precision))
     if delegate == "vulkan":
         from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
@@ -187,19 +200,25 @@ def _size_thread_pool(runtime: Any, file: Path, threads: int) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the converter's chatter from the user: torch warns once a node about a class that copyreg compares.
+    """Keep the converters' chatter from the user; what fails raises.
 
-    The Vulkan partitioner sets the root logger to INFO when it is imported.
+    torch warns once a node of a class that a copy compares, torchao of kernels for other machines; the Vulkan
+    partitioner sets the root logger to INFO, the XNNPACK one gives it a handler.
     """
-    root = logging.getLogger()
-    level, handlers = root.level, list(root.handlers)
+    import torch  # noqa: F401  sets up the handlers of the torch logger
+
+    loggers = [logging.getLogger(), logging.getLogger("torch")]
+    kept = [(logger.level, list(logger.handlers)) for logger in loggers]
+    for logger in loggers:
+        logger.handlers[:] = [logging.NullHandler()]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        root.setLevel(level)
-        root.handlers[:] = handlers
+        for logger, (level, handlers) in zip(loggers, kept, strict=True):
+            logger.setLevel(level)
+            logger.handlers[:] = handlers
 
 
 TARGET: Target = ExecuTorch()

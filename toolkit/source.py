@@ -12,13 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, Literal
 
 from acmix.toolkit import catalog
 from acmix.toolkit.errors import UsageError, did_you_mean
 from acmix.toolkit.spec import ModelSpec, Preprocess, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import nn
 
 INPUT = re.compile(r"^(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>[^:]*?)(?::(?P<dtype>\w+))?$")
 DTYPES = ("float32", "int32", "int64")
@@ -152,6 +153,8 @@ def _attribute(module: ModuleType, module_name: str, attribute: str) -> Any:
 
 
 def _builder(found: Any, reference: str) -> Callable[[], nn.Module]:
+    from torch import nn
+
     if not isinstance(found, nn.Module) and not callable(found):
         raise UsageError(
             f"{reference} is a {type(found).__name__}.\nIt has to be an nn.Module, a function or class that makes one, "

@@ -142,8 +142,7 @@ def _kind(node: fx.Node) -> str:
 
 def _is_operator(node: fx.Node) -> bool:
     # Everything else is bookkeeping that the file does not run: getitem, memory planning's alloc and view.
-    kind = _kind(node)
-    return "." in kind
+    return "." in _kind(node)
 
 
 def _operator(node: fx.Node, runs_on: str, delegated: bool, reason: str = "") -> Operator:
@@ -164,13 +163,18 @@ def _operator(node: fx.Node, runs_on: str, delegated: bool, reason: str = "") ->
     )
 
 
-def _macs(base: str, inputs: list[tuple[int, ...]], output: tuple[int, ...], arguments: tuple[Any, ...] = ()) -> int:
+def _macs(
+    base: str, inputs: list[tuple[int, ...]], output: tuple[int, ...], arguments: tuple[Any, ...] = ()
+) -> int:
     """inputs: the shapes of the tensor arguments in order; a convolution's filter is [out, in / groups, h, w]."""
-    if base == "convolution":
-        transposed = len(arguments) > 6 and bool(arguments[6])
+    if base in ("convolution", "conv1d", "conv2d", "conv_transpose2d"):
+        transposed = base == "conv_transpose2d" or (base == "convolution" and len(arguments) > 6 and arguments[6])
         return math.prod(inputs[0] if transposed else output) * math.prod(inputs[1][1:])
-    if base in ("linear", "mm", "bmm"):
+    if base in ("linear", "mm", "bmm", "matmul"):
         return math.prod(output) * inputs[0][-1]
     if base == "addmm":
         return math.prod(output) * inputs[1][-1]
+    if base == "scaled_dot_product_attention":
+        query, key, value = inputs[:3]
+        return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
     return 0

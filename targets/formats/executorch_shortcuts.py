@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -62,3 +62,21 @@ def _without_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def constant_folding() -> Any:
+    """A pass that computes, while lowering, what depends on constants alone.
+
+    Otherwise portable kernels compute it at every inference: the index tables of a reflection pad, the integer
+    3 and 6 of a hard sigmoid cast to float.
+    """
+    from executorch.exir.pass_base import ExportedProgramPassBase, ExportedProgramPassResult
+    from executorch.exir.pass_manager import ExportedProgramPassManager
+    from executorch.exir.passes.constant_prop_pass import constant_prop_pass
+
+    class FoldConstants(ExportedProgramPassBase):  # type: ignore[misc]
+        def call(self, exported_program: ExportedProgram) -> Any:
+            folded = constant_prop_pass(exported_program, _skip_dim_order=False)
+            return ExportedProgramPassResult(folded, modified=True)
+
+    return ExportedProgramPassManager([FoldConstants()])
