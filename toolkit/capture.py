@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 import os
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -108,16 +109,17 @@ def capture(network: Network) -> Captured:
     """
     spec = network.spec
     zeros = _zeros(spec)
-    macs, outputs = _measure(network, zeros)
+    macs, named = _measure(network, zeros)
     prepared, error = prepare(network)
     program = _export(prepared, zeros, network.source)
     applied = rewrite(program)
     program.validate()  # type: ignore[no-untyped-call]
-    classifies = spec.classifies or (outputs[0].dim() == 2 and outputs[0].shape[1] > 1)
+    first = next(iter(named.values()))
+    classifies = spec.classifies or (first.dim() == 2 and first.shape[1] > 1)
     return Captured(
         program,
         spec.inputs,
-        _output_specs(spec, outputs),
+        _output_specs(named),
         Preparation(spec.for_inference is not None, error, applied),
         parameter_count(network.module),
         macs,
@@ -176,31 +178,38 @@ def _zeros(spec: ModelSpec) -> tuple[Tensor, ...]:
     return tuple(torch.zeros(s.shape, dtype=getattr(torch, s.dtype)) for s in spec.inputs)
 
 
-def _measure(network: Network, zeros: tuple[Tensor, ...]) -> tuple[int, list[Tensor]]:
+def _measure(network: Network, zeros: tuple[Tensor, ...]) -> tuple[int, dict[str, Tensor]]:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         try:
-            outputs = flat_tensors(network.module(*zeros))
-        except UsageError:
-            raise
+            outputs = network.module(*zeros)
         except Exception as error:
             shapes = ", ".join("x".join(map(str, z.shape)) for z in zeros)
             raise UsageError(
                 f"{network.source.reference} fails on an input of {shapes}: {type(error).__name__}: {error}\n"
                 f"{user_line(error)}\nGive the size it takes: --input 1x3x224x224."
             ) from error
-    return counter.get_total_flops() // 2, outputs
+    return counter.get_total_flops() // 2, _named(network.spec, outputs)
 
 
-def _output_specs(spec: ModelSpec, outputs: list[Tensor]) -> tuple[TensorSpec, ...]:
-    names = spec.outputs if len(spec.outputs) == len(outputs) else [f"output_{i}" for i in range(len(outputs))]
-    for name, tensor in zip(names, outputs, strict=True):
+def _named(spec: ModelSpec, outputs: object) -> dict[str, Tensor]:
+    """Outputs by name: the keys of a dict, the spec's own names, or output_0, output_1 and so on."""
+    tensors = flat_tensors(outputs)
+    if isinstance(outputs, dict) and len(outputs) == len(tensors):
+        names = [re.sub(r"\W", "_", str(key)) for key in outputs]
+    elif len(spec.outputs) == len(tensors):
+        names = list(spec.outputs)
+    else:
+        names = [f"output_{i}" for i in range(len(tensors))]
+    return dict(zip(names, tensors, strict=True))
+
+
+def _output_specs(outputs: dict[str, Tensor]) -> tuple[TensorSpec, ...]:
+    for name, tensor in outputs.items():
         if tensor.dim() == 0 or math.prod(tensor.shape) == 0:
-            raise UsageError(
-                f"output {name!r} has shape {tuple(tensor.shape)}; acmix exports outputs of rank 1 or more."
-            )
+            raise UsageError(f"output {name!r} has shape {tuple(tensor.shape)}; outputs need rank 1 or more.")
     return tuple(
         TensorSpec(n, tuple(t.shape), str(t.dtype).removeprefix("torch."), "nchw" if t.dim() == 4 else "any")
-        for n, t in zip(names, outputs, strict=True)
+        for n, t in outputs.items()
     )
 
 

@@ -12,8 +12,8 @@ Precision = Literal["float32", "float16"]
 class Tolerance:
     """The least agreement with eager float32 that passes.
 
-    An output passes at `snr_db` or more, or when its largest absolute difference is `max_abs` or less
-    (an output that is all zeros has no signal to compare with).
+    An output passes at `snr_db` or more. Where eager gives all zeros there is no signal to compare with:
+    there the largest absolute difference must be `max_abs` or less.
     """
 
     snr_db: float

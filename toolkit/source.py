@@ -111,7 +111,7 @@ def _module_spec(reference: str, inputs: tuple[TensorSpec, ...]) -> ModelSpec:
     if not inputs:
         raise UsageError(f"--model {reference} does not say what goes in.\nAdd --input 1x3x224x224.")
     name = re.sub(r"\W+", "_", attribute).strip("_").lower()
-    return ModelSpec(name=name, build=_builder(found, reference), inputs=inputs, classifies=False)
+    return ModelSpec(name=name, build=_builder(found, reference), inputs=inputs, outputs=("output",), classifies=False)
 
 
 def _import(name: str) -> ModuleType:
@@ -185,6 +185,7 @@ def _program_spec(path: Path) -> ModelSpec:
         name=re.sub(r"\W+", "_", path.stem).strip("_").lower(),
         build=program.module,
         inputs=program_inputs(path, program),
+        outputs=("output",),
         classifies=False,
     )
 

@@ -118,8 +118,7 @@ def agree(output: str, compared: Sequence[Compared], tolerance: Tolerance, logit
         top1 += same_top1(one.wanted, one.found)
         if ratio is not None:
             ratios.append((ratio, one.sample))
-        close = ratio is not None and ratio >= tolerance.snr_db
-        passed = passed and (close or difference <= tolerance.max_abs)
+        passed = passed and (difference <= tolerance.max_abs if ratio is None else ratio >= tolerance.snr_db)
     worst, sample = min(ratios, default=(None, compared[0].sample if compared else ""))
     known = [c for c in cosines if c is not None]
     share = top1 / len(compared) if logits and compared else None

@@ -163,9 +163,7 @@ def _operator(node: fx.Node, runs_on: str, delegated: bool, reason: str = "") ->
     )
 
 
-def _macs(
-    base: str, inputs: list[tuple[int, ...]], output: tuple[int, ...], arguments: tuple[Any, ...] = ()
-) -> int:
+def _macs(base: str, inputs: list[tuple[int, ...]], output: tuple[int, ...], arguments: tuple[Any, ...] = ()) -> int:
     """inputs: the shapes of the tensor arguments in order; a convolution's filter is [out, in / groups, h, w]."""
     if base in ("convolution", "conv1d", "conv2d", "conv_transpose2d"):
         transposed = base == "conv_transpose2d" or (base == "convolution" and len(arguments) > 6 and arguments[6])

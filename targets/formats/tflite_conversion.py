@@ -26,18 +26,11 @@ def convert(program: ExportedProgram, last_inputs: Sequence[bool], last_outputs:
     fx_infra.silence_torch_logs()
     lowered = program.run_decompositions(fx_infra.decomp.pre_convert_decomp())
     make_channel_last(lowered, last_inputs, last_outputs)
-    _drop_source_lines(lowered)
     lowered = core._run_convert_passes(lowered)
     arguments = tuple(pytree.tree_leaves(lowered.example_inputs))
     interface = signature.Signature("serving_default", None, arguments, {})
     exporter = litert_converter.exported_programs_to_flatbuffer([lowered], [interface])
     return bytes(exporter.to_bytes())
-
-
-def _drop_source_lines(program: ExportedProgram) -> None:
-    # They would end up in the locations of the operators: paths of this machine, different on every other.
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)
 
 
 def make_channel_last(program: ExportedProgram, inputs: Sequence[bool], outputs: Sequence[bool]) -> None:

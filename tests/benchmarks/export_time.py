@@ -58,7 +58,9 @@ def main() -> None:
         print(f"stock {target:11} {statistics.median(r[0][target] for r in rounds):6.1f} s")
     before = statistics.median(sum(r[0].values()) for r in rounds)
     after = statistics.median(r[1] for r in rounds)
-    print(f"stock, one after another {before:6.1f} s\nacmix-export, with proof {after:6.1f} s\nratio {after / before:.2f}")
+    print(
+        f"stock, one after another {before:6.1f} s\nacmix-export, with proof {after:6.1f} s\nratio {after / before:.2f}"
+    )
     print(json.dumps({"model": arguments.model, "rounds": rounds, "ratio": after / before}))
 
 

@@ -41,9 +41,10 @@ def test_the_worst_sample_decides_and_is_named() -> None:
     assert result.max_abs == pytest.approx(0.1, rel=1e-5)
 
 
-def test_a_difference_within_the_absolute_tolerance_passes_without_signal() -> None:
+def test_the_absolute_tolerance_counts_only_where_there_is_no_signal() -> None:
     assert agree("map", [compared([0, 0], [0, 5e-7])], STRICT, logits=False).passed
     assert not agree("map", [compared([0, 0], [0, 5e-6])], STRICT, logits=False).passed
+    assert not agree("map", [compared([1e-6, 0], [1e-6, 5e-7])], STRICT, logits=False).passed
 
 
 def test_top1_agreement_counts_samples_with_the_same_winner() -> None:

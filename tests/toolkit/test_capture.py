@@ -1,0 +1,135 @@
+"""Capture: one program, equal to eager; files that must not run code; modules that cannot be captured."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from acmix.toolkit import capture
+from acmix.toolkit.errors import UsageError
+from acmix.toolkit.source import ModelSource, find_model, parse_input
+from acmix.toolkit.spec import ModelSpec, TensorSpec
+
+
+def network(module: nn.Module, *shapes: tuple[int, ...], **fields: object) -> capture.Network:
+    inputs = tuple(TensorSpec(f"x{i}", shape, layout="nchw") for i, shape in enumerate(shapes or ((1, 3, 8, 8),)))
+    spec = ModelSpec("net", lambda: module, inputs, classifies=False, **fields)  # type: ignore[arg-type]
+    return capture.build(ModelSource("net", "module", spec), None)
+
+
+def test_the_captured_program_gives_what_eager_gives(tiny: str) -> None:
+    built = capture.build(find_model(tiny, (parse_input("1x3x32x32"),)), None)
+    captured = capture.capture(built)
+    x = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(captured.program.module()(x), torch.from_numpy(built([x.numpy()])[0]))
+    assert [spec.name for spec in captured.outputs] == ["output"]
+    assert captured.classifies
+
+
+def test_macs_are_counted_by_hand() -> None:
+    built = network(nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Flatten(), nn.Linear(8 * 16, 5)))
+    assert capture.capture(built).macs == 8 * 4 * 4 * 3 * 9 + 8 * 16 * 5
+
+
+class Named(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"twice": x * 2, "half": x / 2}
+
+
+def test_outputs_in_a_dict_keep_their_order_and_names() -> None:
+    built = network(Named())
+    outputs = built([np.ones((1, 3, 8, 8), np.float32)])
+    assert [float(o.max()) for o in outputs] == [2.0, 0.5]
+    assert [spec.name for spec in capture.capture(built).outputs] == ["twice", "half"]
+
+
+class Wrong(nn.Module):
+    def __init__(self, value: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: Tensor) -> object:
+        return self.value(x)
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [(lambda x: "text", "returns a str"), (lambda x: x.sum(), "rank 1 or more"), (lambda x: (x, 3), "returns a int")],
+    ids=["text", "rank 0", "number"],
+)
+def test_outputs_that_are_no_tensors_are_refused(value: Callable[[Tensor], object], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        capture.capture(network(Wrong(value)))
+
+
+def test_an_inference_form_that_differs_is_refused() -> None:
+    def wrong(module: nn.Module) -> nn.Module:
+        return nn.Sequential(module, nn.Hardtanh(-1e-3, 1e-3))
+
+    with pytest.raises(UsageError, match="differs from the published network"):
+        capture.capture(network(nn.Conv2d(3, 4, 1), for_inference=wrong))
+
+
+def test_a_random_seed_gives_the_same_network() -> None:
+    source = find_model("mobilenet_v3_small_100", ())
+    digests = [capture.build(source, "random", seed).weights.digest for seed in (3, 3, 4)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_weights_for_a_saved_program_are_refused(tmp_path: Path) -> None:
+    program = torch.export.export(nn.Conv2d(3, 2, 1).eval(), (torch.zeros(1, 3, 4, 4),))
+    capture.save_program(program, tmp_path / "a.pt2")
+    with pytest.raises(UsageError, match="leave --weights out"):
+        capture.build(find_model(str(tmp_path / "a.pt2"), ()), "random")
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    capture.save_program(torch.export.export(nn.Conv2d(3, 2, 1).eval(), (torch.zeros(1, 3, 4, 4),)), tmp_path / "a.pt2")
+    return tmp_path / "a.pt2"
+
+
+def test_a_truncated_program_is_refused(saved: Path) -> None:
+    saved.write_bytes(saved.read_bytes()[:-200])
+    with pytest.raises(UsageError, match="truncated"):
+        capture.load_program(saved)
+
+
+def test_a_program_with_a_pickled_object_is_refused(saved: Path) -> None:
+    with zipfile.ZipFile(saved, "a") as archive:
+        archive.writestr("a/data/constants/opaque_obj_0", b"cos\nsystem\n(S'touch owned'\ntR.")
+    with pytest.raises(UsageError, match="could run code: refused"):
+        capture.load_program(saved)
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, ("touch owned",)
+
+
+def test_pickled_sample_inputs_run_no_code(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    hostile = tmp_path / "hostile.pt2"
+    torch.save(Hostile(), tmp_path / "payload")
+    with zipfile.ZipFile(saved) as good, zipfile.ZipFile(hostile, "w") as bad:
+        for name in good.namelist():
+            inputs = "sample_inputs" in name and name.endswith(".pt")
+            bad.writestr(name, (tmp_path / "payload").read_bytes() if inputs else good.read(name))
+    with pytest.raises(UsageError, match="cannot be read as an ExportedProgram"):
+        capture.load_program(hostile)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_source_can_be_built_twice(tiny: str) -> None:
+    source = find_model(tiny, (parse_input("1x3x32x32"),))
+    first, second = (capture.build(source, None) for _ in range(2))
+    assert first.weights == second.weights
+    assert dataclasses.replace(first.weights, kind="random").is_random
