@@ -7,6 +7,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -75,40 +76,32 @@ class ExecuTorch:
 
     def lower(self, program: ExportedProgram, job: LoweringJob, file: Path) -> Lowered:
         from acmix.targets.formats import executorch_placement as placement
-        from acmix.targets.formats.executorch_shortcuts import constant_folding, shortcuts
+        from acmix.targets.formats.executorch_shortcuts import shortcuts
 
-        delegate = job.options.delegate
+        delegate, backend = job.options.delegate, BACKENDS[job.options.delegate]
         is_float16 = job.recipe.weights == "float16"
-        notes = [FLOAT16_NOTES[delegate]] if is_float16 else []
-        with _quiet(), contextlib.ExitStack() as stack:
-            if delegate == "coreml":
-                from acmix.targets.formats.coreml_converter import quiet
-
-                stack.enter_context(quiet())
+        with _quiet(), _quiet_coremltools(delegate), shortcuts(program):
             from executorch.exir import to_edge_transform_and_lower
 
-            if is_float16 and delegate == "xnnpack":
-                from acmix.targets.formats.executorch_half import float16_filters, half_program
-
-                if any("batch_norm" in str(node.target) for node in program.graph.nodes):
-                    notes.append(FLOAT16_BATCH_NORM_NOTE)
-                program = half_program(program)
-                stack.enter_context(float16_filters())
-            stack.enter_context(shortcuts(program))
-            reasons = stack.enter_context(placement.recorded_reasons())
-            edge = to_edge_transform_and_lower(
-                program,
-                transform_passes=constant_folding(),
-                partitioner=[_partitioner(delegate, is_float16)],
-                constant_methods=constant_methods(job),
-            )
-            placement.tag_operators(edge.exported_program().graph_module, reasons, BACKENDS[delegate])
+            with placement.recorded_reasons() as reasons, _float16_filters(is_float16):
+                edge = to_edge_transform_and_lower(
+                    program,
+                    transform_passes=_passes(is_float16 and delegate == "xnnpack"),
+                    partitioner=[_partitioner(delegate, is_float16)],
+                    constant_methods=constant_methods(job),
+                )
+            placement.tag_operators(edge.exported_program().graph_module, reasons, backend)
             finished = edge.to_executorch()
             with file.open("wb") as stream:
                 finished.write_to_file(stream)
-        placed = placement.lowered_placement(finished.exported_program().graph_module, BACKENDS[delegate])
+        placed = placement.lowered_placement(finished.exported_program().graph_module, backend)
         return Lowered(
-            job.inputs, job.outputs, tuple(notes), placed, NONDETERMINISM.get(delegate, ""), {"delegate": delegate}
+            inputs=job.inputs,
+            outputs=job.outputs,
+            notes=_float16_notes(program, delegate) if is_float16 else (),
+            placement=placed,
+            nondeterminism=NONDETERMINISM.get(delegate, ""),
+            details={"delegate": delegate},
         )
 
     @contextlib.contextmanager
@@ -157,6 +150,32 @@ def constant_methods(job: LoweringJob) -> dict[str, Any]:
         methods["acmix_crop"] = list(job.preprocess.crop)
         methods["acmix_resize_short"] = job.preprocess.resize_short
     return methods
+
+
+def _float16_notes(program: ExportedProgram, delegate: str) -> tuple[str, ...]:
+    has_batch_norm = any("batch_norm" in str(node.target) for node in program.graph.nodes)
+    folded_late = delegate == "xnnpack" and has_batch_norm
+    return (FLOAT16_NOTES[delegate], *([FLOAT16_BATCH_NORM_NOTE] if folded_late else []))
+
+
+def _passes(half: bool) -> Any:
+    from acmix.targets.formats.executorch_half import half_arithmetic
+    from acmix.targets.formats.executorch_shortcuts import fold_constants
+    from executorch.exir.pass_manager import ExportedProgramPassManager
+
+    return ExportedProgramPassManager([fold_constants(), *([half_arithmetic()] if half else [])])
+
+
+def _float16_filters(is_float16: bool) -> AbstractContextManager[None]:
+    from acmix.targets.formats.executorch_half import float16_filters
+
+    return float16_filters() if is_float16 else contextlib.nullcontext()
+
+
+def _quiet_coremltools(delegate: str) -> AbstractContextManager[None]:
+    from acmix.targets.formats.coreml_converter import quiet
+
+    return quiet() if delegate == "coreml" else contextlib.nullcontext()
 
 
 def _partitioner(delegate: str, is_float16: bool) -> Any:

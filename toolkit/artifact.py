@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -195,3 +196,8 @@ def check_digests(artifact: Artifact) -> None:
     added = {r.path for r in digest_files(artifact.folder, "")} - {r.path for r in artifact.manifest.files}
     if added:
         raise UsageError(f"{artifact.folder} holds {sorted(added)[0]!r}, which was not exported.\nRemove it.")
+
+
+if __name__ == "__main__":
+    # Rewrites the schema that ships in the package, after a change of the types above.
+    Path(__file__).with_name("manifest.schema.json").write_text(json.dumps(manifest_schema(), indent=1) + "\n", "utf-8")

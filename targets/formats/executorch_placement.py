@@ -38,7 +38,7 @@ class Reasons(logging.Handler):
 def _explained(node: fx.Node, reason: str) -> str:
     if reason != "invalid dtype":
         return reason
-    values = [argument.meta.get("val") for argument in node.all_input_nodes]
+    values: list[Any] = [argument.meta.get("val") for argument in node.all_input_nodes]
     dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in values if hasattr(value, "dtype")})
     return f"XNNPACK does not take {' with '.join(dtypes)} tensors"
 
@@ -148,9 +148,9 @@ def _is_operator(node: fx.Node) -> bool:
 def _operator(node: fx.Node, runs_on: str, delegated: bool, reason: str = "") -> Operator:
     kind = _kind(node)
     base = kind.split(".")[-2]
-    inputs = [argument.meta.get("val") for argument in node.all_input_nodes]
+    inputs: list[Any] = [argument.meta.get("val") for argument in node.all_input_nodes]
     shapes = [tuple(value.shape) for value in inputs if hasattr(value, "shape")]
-    value = node.meta.get("val")
+    value: Any = node.meta.get("val")
     is_cast = bool(inputs) and getattr(inputs[0], "dtype", None) != getattr(value, "dtype", None)
     return Operator(
         kind,

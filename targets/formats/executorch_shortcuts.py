@@ -64,14 +64,13 @@ def _without_collection() -> Iterator[None]:
             gc.enable()
 
 
-def constant_folding() -> Any:
-    """A pass that computes, while lowering, what depends on constants alone.
+def fold_constants() -> Any:
+    """A pass over the edge program that computes, while lowering, what depends on constants alone.
 
     Otherwise portable kernels compute it at every inference: the index tables of a reflection pad, the integer
     3 and 6 of a hard sigmoid cast to float.
     """
     from executorch.exir.pass_base import ExportedProgramPassBase, ExportedProgramPassResult
-    from executorch.exir.pass_manager import ExportedProgramPassManager
     from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 
     class FoldConstants(ExportedProgramPassBase):  # type: ignore[misc]
@@ -79,4 +78,4 @@ def constant_folding() -> Any:
             folded = constant_prop_pass(exported_program, _skip_dim_order=False)
             return ExportedProgramPassResult(folded, modified=True)
 
-    return ExportedProgramPassManager([FoldConstants()])
+    return FoldConstants()
