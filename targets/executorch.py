@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
+import importlib.util
 import logging
 import sys
 import warnings
@@ -50,7 +52,7 @@ class ExecuTorch:
 
     name: str = "executorch"
     suffix: str = ".pte"
-    distributions: tuple[str, ...] = ("executorch", "torch", "torchao", "coremltools")
+    distributions: tuple[str, ...] = ("executorch", "torch", "torchao")
     options: type[ExecuTorchOptions] = ExecuTorchOptions
 
     def refuses(self, recipe: Recipe, options: Any) -> str | None:
@@ -59,6 +61,8 @@ class ExecuTorch:
                 f"recipe '{recipe.name}' asks ExecuTorch for {recipe.weights} weights with {recipe.activations} "
                 "activations; float32 or float16 for both works: use the recipe float32 or float16."
             )
+        if options.delegate == "coreml" and importlib.util.find_spec("coremltools") is None:
+            return "the Core ML delegate needs coremltools: pip install 'acmix[coreml]', or use delegate xnnpack."
         return None
 
     def cannot_run_here(self, options: Any) -> str | None:
@@ -80,13 +84,14 @@ class ExecuTorch:
 
         delegate, backend = job.options.delegate, BACKENDS[job.options.delegate]
         is_float16 = job.recipe.weights == "float16"
+        half = is_float16 and delegate == "xnnpack"
         with _quiet(), _quiet_coremltools(delegate), shortcuts(program):
             from executorch.exir import to_edge_transform_and_lower
 
-            with placement.recorded_reasons() as reasons, _float16_filters(is_float16):
+            with placement.recorded_reasons() as reasons, _float16_filters(half):
                 edge = to_edge_transform_and_lower(
                     program,
-                    transform_passes=_passes(is_float16 and delegate == "xnnpack"),
+                    transform_passes=_passes(half),
                     partitioner=[_partitioner(delegate, is_float16)],
                     constant_methods=constant_methods(job),
                 )
@@ -101,7 +106,7 @@ class ExecuTorch:
             notes=_float16_notes(program, delegate) if is_float16 else (),
             placement=placed,
             nondeterminism=NONDETERMINISM.get(delegate, ""),
-            details={"delegate": delegate},
+            details=_details(delegate),
         )
 
     @contextlib.contextmanager
@@ -158,18 +163,26 @@ def _float16_notes(program: ExportedProgram, delegate: str) -> tuple[str, ...]:
     return (FLOAT16_NOTES[delegate], *([FLOAT16_BATCH_NORM_NOTE] if folded_late else []))
 
 
+def _details(delegate: str) -> dict[str, str]:
+    details = {"delegate": delegate}
+    if delegate == "coreml":
+        details["coremltools"] = importlib.metadata.version("coremltools")
+    return details
+
+
 def _passes(half: bool) -> Any:
+    from executorch.exir.pass_manager import ExportedProgramPassManager
+
     from acmix.targets.formats.executorch_half import half_arithmetic
     from acmix.targets.formats.executorch_shortcuts import fold_constants
-    from executorch.exir.pass_manager import ExportedProgramPassManager
 
     return ExportedProgramPassManager([fold_constants(), *([half_arithmetic()] if half else [])])
 
 
-def _float16_filters(is_float16: bool) -> AbstractContextManager[None]:
+def _float16_filters(half: bool) -> AbstractContextManager[None]:
     from acmix.targets.formats.executorch_half import float16_filters
 
-    return float16_filters() if is_float16 else contextlib.nullcontext()
+    return float16_filters() if half else contextlib.nullcontext()
 
 
 def _quiet_coremltools(delegate: str) -> AbstractContextManager[None]:

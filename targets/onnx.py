@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import logging
 import tempfile
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from acmix.targets.formats import onnx_graph
+from acmix.targets.formats import float16, onnx_graph
 from acmix.targets.formats.metadata import description, metadata
 from acmix.toolkit.errors import GateError, UsageError
 from acmix.toolkit.recipe import Recipe
@@ -27,12 +26,11 @@ if TYPE_CHECKING:
 
 OPSETS = range(18, 24)
 PROVIDER = "CPUExecutionProvider"
-FLOAT16_MAX = 65504.0
 SIMPLIFIED_SNR_DB = 80.0
 
 FLOAT16_NOTE = (
-    "weights and arithmetic are float16, inputs and outputs stay float32; an ONNX Runtime provider without "
-    "half-precision kernels (the CPU one on x86-64) widens the weights when it loads and computes in float32"
+    "float16: {cast} weight tensors are stored as float16; depthwise filters, the first convolution's, biases, "
+    "inputs and outputs stay float32, and so does the arithmetic"
 )
 
 
@@ -80,8 +78,7 @@ class OnnxTarget:
         model = _simplified(_converted(program, job))
         notes: list[str] = []
         if job.recipe.weights == "float16":
-            notes += [FLOAT16_NOTE, *_clamped(model)]
-            model = _in_float16(model)
+            notes += _float16_notes(*onnx_graph.halve_weights(model))
         inputs, outputs = onnx_graph.interface(model, job.inputs, job.outputs)
         _describe(model, job)
         file.write_bytes(model.SerializeToString(deterministic=True))
@@ -198,34 +195,11 @@ def _agreement_snr_db(before: onnx.ModelProto, after: onnx.ModelProto) -> float:
     return float(worst)
 
 
-def _in_float16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with float16 weights and arithmetic, between casts at its inputs and outputs."""
-    import onnx
-    import onnxruntime
-
-    # Loaded by its file: its package would put a folder of generic module names on sys.path.
-
-    file = Path(onnxruntime.__file__).with_name("transformers") / "float16.py"
-    spec = importlib.util.spec_from_file_location("acmix_onnxruntime_float16", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    half: onnx.ModelProto = module.convert_float_to_float16(model, keep_io_types=True)
-    # The pass appends its casts at the end, which ONNX Runtime forgives and the specification does not.
-    onnx_graph.sort_nodes(half)
-    onnx.checker.check_model(half)
-    return half
-
-
-def _clamped(model: onnx.ModelProto) -> list[str]:
-    from onnx import TensorProto, numpy_helper
-
-    beyond = [
-        tensor.name
-        for tensor in model.graph.initializer
-        if tensor.data_type == TensorProto.FLOAT and np.abs(numpy_helper.to_array(tensor)).max(initial=0) > FLOAT16_MAX
-    ]
-    return [f"clamped to float16's largest, 65504: {', '.join(beyond)}"] if beyond else []
+def _float16_notes(cast: int, beyond: list[str]) -> list[str]:
+    notes = [FLOAT16_NOTE.format(cast=cast)]
+    if beyond:
+        notes.append(f"float16: values beyond {float16.LARGEST:.0f} keep these in float32: {', '.join(beyond)}")
+    return notes
 
 
 def _describe(model: onnx.ModelProto, job: LoweringJob) -> None:

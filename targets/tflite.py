@@ -18,13 +18,9 @@ from acmix.toolkit.target import Array, Lowered, LoweringJob, Placement, Runner,
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-HALF_PRECISION = ("reduced_precision_support", b"fp16accfp16")
-"""The metadata entry by which XNNPACK computes in float16 on processors that have it (its README)."""
-
 FLOAT16_NOTE = (
-    "float16: {cast} weight tensors are stored as float16, biases, scales, inputs and outputs as float32; the "
-    "arithmetic is float32 here (x86-64) and float16 inside XNNPACK on ARMv8.2 processors and newer, "
-    "which the file allows by its entry reduced_precision_support"
+    "float16: {cast} weight tensors are stored as float16; depthwise filters, the first convolution's, biases, "
+    "inputs and outputs stay float32, and so does the arithmetic, unless the app asks its delegate for float16"
 )
 
 
@@ -130,14 +126,14 @@ def _changed(captured: Sequence[TensorSpec], wanted: Sequence[TensorSpec]) -> li
 
 
 def _half_precision(model: Any) -> tuple[str, ...]:
-    from acmix.targets.formats import tflite_flatbuffer
+    from acmix.targets.formats import float16, tflite_flatbuffer
 
     cast, out_of_range = tflite_flatbuffer.cast_weights(model)
-    tflite_flatbuffer.add_metadata(model, *HALF_PRECISION)
     notes = [FLOAT16_NOTE.format(cast=cast)]
     if out_of_range:
-        limit = tflite_flatbuffer.LARGEST_FLOAT16
-        notes.append(f"float16: {out_of_range} weight tensors hold values beyond {limit:.0f} and stay float32")
+        notes.append(
+            f"float16: {out_of_range} weight tensors hold values beyond {float16.LARGEST:.0f} and stay float32"
+        )
     return tuple(notes)
 
 

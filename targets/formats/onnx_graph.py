@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from math import prod
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from acmix.targets.formats import float16
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.spec import Layout, TensorSpec
 
@@ -42,24 +45,35 @@ def _tensor_spec(value: onnx.ValueInfoProto, layouts: dict[str, Layout]) -> Tens
     return TensorSpec(value.name, shape, dtype, layouts.get(value.name, "any"))
 
 
-def sort_nodes(model: onnx.ModelProto) -> None:
-    """Put every node after the ones it reads, as the ONNX specification asks; the order is otherwise kept."""
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+def halve_weights(model: onnx.ModelProto) -> tuple[int, list[str]]:
+    """Store weights as float16 behind a Cast; how many, and the names of those beyond float16's range.
+
+    Biases stay float32, they weigh nothing; so do the filters of precise convolutions, see
+    `acmix.targets.formats.float16`. A session folds the casts when it loads.
+    """
+    import onnx
+
     graph = model.graph
-    known = {"", *(value.name for value in graph.input), *(tensor.name for tensor in graph.initializer)}
-    waiting, ordered = list(graph.node), []
-    while waiting:
-        late = []
-        for node in waiting:
-            if known.issuperset(node.input):
-                ordered.append(node)
-                known.update(node.output)
-            else:
-                late.append(node)
-        if len(late) == len(waiting):
-            raise ValueError(f"node '{late[0].name}' reads a tensor that nothing makes")
-        waiting = late
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    chosen = {node.input[1]: node for node in graph.node if node.op_type in WEIGHTED and node.input[1] in stored}
+    casts, beyond = [], []
+    for name, node in chosen.items():
+        weights = onnx.numpy_helper.to_array(stored[name])
+        if weights.dtype != np.float32 or (node.op_type == "Conv" and float16.stays_float32(weights.shape)):
+            continue
+        if not np.abs(weights).max(initial=0) <= float16.LARGEST:
+            beyond.append(name)
+            continue
+        half = f"{name}.float16"
+        stored[name].CopyFrom(onnx.numpy_helper.from_array(weights.astype(np.float16), half))
+        casts.append(onnx.helper.make_node("Cast", [half], [name], f"{name}.float32", to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
     del graph.node[:]
-    graph.node.extend(ordered)
+    graph.node.extend(nodes)
+    return len(casts), beyond
 
 
 def shapes_of(model: onnx.ModelProto) -> Shapes:

@@ -12,10 +12,10 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
 
+from acmix.targets.formats import float16
 from acmix.toolkit.spec import TensorSpec
 
 BUFFER_ALIGNMENT_BYTES = 16
-LARGEST_FLOAT16 = 65504.0
 
 
 class _AlignedBuffer(schema.BufferT):  # type: ignore[misc]
@@ -111,17 +111,19 @@ def tensor_dtype(tensor: Any) -> str:
 def cast_weights(model: Any) -> tuple[int, int]:
     """Store constant weights as float16 behind DEQUANTIZE; (cast, kept for being out of float16's range).
 
-    Vectors (biases, scales) stay float32: they weigh nothing. XNNPACK unpacks the constants once, at load.
+    Vectors (biases, scales) stay float32, they weigh nothing; so do the filters of precise convolutions, see
+    `acmix.targets.formats.float16`. XNNPACK unpacks the constants once, at load.
     """
     halves: dict[int, int] = {}
     cast = out_of_range = 0
     for graph in model.subgraphs:
         unpacked = []
+        precise = _precise_filters(model, graph)
         for index, tensor in enumerate(list(graph.tensors)):
             weights = _weights(model, tensor)
-            if weights is None:
+            if weights is None or index in precise:
                 continue
-            if weights.size and not np.abs(weights).max() <= LARGEST_FLOAT16:
+            if weights.size and not np.abs(weights).max() <= float16.LARGEST:
                 out_of_range += 1
                 continue
             if tensor.buffer not in halves:
@@ -132,6 +134,19 @@ def cast_weights(model: Any) -> tuple[int, int]:
         graph.operators = [*unpacked, *(graph.operators or [])]
     _empty_unused_buffers(model)
     return cast, out_of_range
+
+
+def _precise_filters(model: Any, graph: Any) -> set[int]:
+    operators, precise = schema.BuiltinOperator, set()
+    for operator in graph.operators or []:
+        kind = model.operatorCodes[operator.opcodeIndex].builtinCode
+        if kind == operators.DEPTHWISE_CONV_2D:
+            precise.add(operator.inputs[1])
+        elif kind == operators.CONV_2D:
+            outputs, height, width, inputs = graph.tensors[operator.inputs[1]].shape
+            if float16.stays_float32((outputs, inputs, height, width)):
+                precise.add(operator.inputs[1])
+    return precise
 
 
 def _weights(model: Any, tensor: Any) -> np.ndarray[Any, Any] | None:

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flatbuffers import encode, packer  # type: ignore[import-untyped]
+from flatbuffers.table import Table  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -244,8 +246,8 @@ def test_float16_halves_the_weights_and_stays_delegated(half: Exported, nhwc: Ex
         name: sum(t.nbytes for t in stored_weights(tflite_flatbuffer.read_model(e.file)))
         for name, e in (("float16", half), ("float32", nhwc))
     }
-    assert weights["float16"] * 2 == weights["float32"]
-    assert "arithmetic is float32 here" in half.lowered.notes[0]
+    assert 0.5 < weights["float16"] / weights["float32"] < 0.8
+    assert "stay float32" in half.lowered.notes[0]
 
 
 def stored_weights(model: Any) -> list[Array]:
@@ -265,10 +267,10 @@ def test_weights_beyond_float16_stay_float32(nhwc: Exported) -> None:
     values = np.frombuffer(model.buffers[heaviest.buffer].data, np.float32).copy()
     values[0] = 1e6
     model.buffers[heaviest.buffer].data = values.view(np.uint8)
-    count = len(stored_weights(model))
-    assert tflite_flatbuffer.cast_weights(model) == (count - 1, 1)
-    assert model.buffers[heaviest.buffer].data is not None
-    assert sorted(w.dtype.name for w in stored_weights(model)).count("float32") == 1
+    castable, none_beyond = tflite_flatbuffer.cast_weights(tflite_flatbuffer.read_model(nhwc.file))
+    assert none_beyond == 0
+    assert tflite_flatbuffer.cast_weights(model) == (castable - 1, 1)
+    assert np.frombuffer(model.buffers[heaviest.buffer].data, np.float32)[0] == 1e6
 
 
 def test_a_constant_shared_with_a_vector_is_not_reinterpreted(nhwc: Exported) -> None:
@@ -301,14 +303,10 @@ def field(table: Any, number: int) -> int:
 
 
 def child(table: Any, number: int) -> Any:
-    from flatbuffers.table import Table
-
     return Table(table.Bytes, table.Indirect(field(table, number)))
 
 
 def element(table: Any, number: int, index: int) -> Any:
-    from flatbuffers.table import Table
-
     start = table.Vector(table.Offset(4 + 2 * number))
     return Table(table.Bytes, table.Indirect(start + 4 * index))
 
@@ -316,14 +314,11 @@ def element(table: Any, number: int, index: int) -> Any:
 def floats(table: Any, number: int) -> list[float]:
     offset = table.Offset(4 + 2 * number)
     start, length = table.Vector(offset), table.VectorLen(offset)
-    return np.frombuffer(table.Bytes, np.float32, length, start).tolist()
+    return [float(v) for v in np.frombuffer(table.Bytes, np.float32, length, start)]
 
 
 def main_graph(file: Path) -> Any:
     """SubGraphMetadata of the file's TFLITE_METADATA entry."""
-    from flatbuffers import encode, packer
-    from flatbuffers.table import Table
-
     content = tflite_flatbuffer.metadata_of(tflite_flatbuffer.read_model(file))["TFLITE_METADATA"]
     assert content[4:8] == b"M001"
     root = Table(content, encode.Get(packer.uoffset, content, 0))
@@ -362,15 +357,6 @@ def test_what_the_metadata_cannot_say_is_json(nhwc: Exported) -> None:
     preprocess = json.loads(texts["acmix.preprocess"])
     assert (preprocess["resize_short"], preprocess["interpolation"]) == (36, "bicubic")
     assert "acmix.labels" not in texts
-
-
-def test_float16_arithmetic_is_allowed_by_the_float16_file_alone(half: Exported, nhwc: Exported) -> None:
-    def entry(exported: Exported) -> bytes | None:
-        return tflite_flatbuffer.metadata_of(tflite_flatbuffer.read_model(exported.file)).get(
-            "reduced_precision_support"
-        )
-
-    assert (entry(half), entry(nhwc)) == (b"fp16accfp16", None)
 
 
 def test_the_file_says_which_runtime_it_needs(nhwc: Exported) -> None:

@@ -55,9 +55,9 @@ def test_inputs_of_the_wrong_shape_are_the_runtimes_error(exported: Exported, tm
 
 
 def test_a_command_before_loading_is_refused(exported: Exported, tmp_path: Path) -> None:
-    with open_session(request_for(exported("float32")["onnx"]), tmp_path / "log") as session:
-        with pytest.raises(GateError, match="came before 'load'"):
-            session.ask(Command("time", count=1))
+    early = pytest.raises(GateError, match="came before 'load'")
+    with open_session(request_for(exported("float32")["onnx"]), tmp_path / "log") as session, early:
+        session.ask(Command("time", count=1))
 
 
 def test_a_runtime_that_is_killed_is_reported_with_its_signal(exported: Exported, tmp_path: Path) -> None:

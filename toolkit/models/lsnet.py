@@ -1,143 +1,93 @@
-"""LSNet: "see large, focus small" networks (Wang et al., CVPR 2025, arXiv 2503.23135)."""
+"""LSNet, "see large, focus small" (Wang et al., CVPR 2025, arXiv 2503.23135), under its authors' parameter names."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-TAPS = 9
-SHARING = 8
+from acmix.toolkit.errors import UsageError
+from acmix.toolkit.lsnet_layers import ConvBN, Fusable, LSConv, RepVGGDW, SqueezeExcite, affine, convolution
+from acmix.toolkit.spec import Claims, ModelSpec, StateDict, TensorSpec, imagenet_preprocess
+
 HEADS = 4
 KEY_CHANNELS = 16
+KEYS = HEADS * KEY_CHANNELS
+STAGES = ("patch_embed", "blocks1", "blocks2", "blocks3", "blocks4")
 
 
-class ConvBN(nn.Sequential):
-    """A convolution without bias, padded to keep its size at stride 1, and its batch normalisation."""
-
-    c: nn.Conv2d
-    bn: nn.BatchNorm2d
-
-    def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
-        super().__init__()
-        conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-        self.add_module("c", conv)
-        self.add_module("bn", nn.BatchNorm2d(outputs))
-
-    def fused(self) -> nn.Conv2d:
-        """The same as one convolution with bias."""
-        scale, shift = _affine(self.bn)
-        return _conv_like(self.c, self.c.weight.double() * _column(scale), shift)
+def attention_resolution(size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the last stage for an input of (height, width): six halvings, rounded up."""
+    return math.ceil(size[0] / 64), math.ceil(size[1] / 64)
 
 
-class RepVGGDW(nn.Module):
-    """Depthwise 3 x 3, depthwise 1 x 1 and the identity, summed."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = ConvBN(channels, channels, 3, groups=channels)
-        self.conv1 = ConvBN(channels, channels, 1, groups=channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x) + self.conv1(x) + x  # type: ignore[no-any-return]
-
-    def fused(self) -> nn.Conv2d:
-        """The three branches as one depthwise 3 x 3 convolution."""
-        scale, shift = _affine(self.conv.bn)
-        point_scale, point_shift = _affine(self.conv1.bn)
-        weight = self.conv.c.weight.double() * _column(scale)
-        weight[:, :, 1:2, 1:2] += self.conv1.c.weight.double() * _column(point_scale) + 1
-        return _conv_like(self.conv.c, weight, shift + point_shift)
-
-
-class SqueezeExcite(nn.Module):
-    """Gate each channel by what its mean says (a quarter of the channels in between)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        reduced = _multiple_of_8(channels / 4)
-        self.fc1 = nn.Conv2d(channels, reduced, 1)
-        self.fc2 = nn.Conv2d(reduced, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        pooled = x.mean((2, 3), keepdim=True)
-        return x * torch.sigmoid(self.fc2(F.relu(self.fc1(pooled))))
-
-
-class LargeKernelPerception(nn.Module):
-    """Predict 9 weights per pixel for each of C / 8 channel sets (section 3.2), [B, C / 8, 9, H, W]."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        half, sets = channels // 2, channels // SHARING
-        self.cv1 = ConvBN(channels, half)
-        self.cv2 = ConvBN(half, half, 7, groups=half)
-        self.cv3 = ConvBN(half, half)
-        self.cv4 = nn.Conv2d(half, TAPS * sets, 1)
-        self.norm = nn.GroupNorm(sets, TAPS * sets)
-
-    def forward(self, x: Tensor) -> Tensor:
-        weights = self.norm(self.cv4(F.relu(self.cv3(self.cv2(F.relu(self.cv1(x)))))))
-        batch, channels, height, width = weights.shape
-        return weights.view(batch, channels // TAPS, TAPS, height, width)  # type: ignore[no-any-return]
-
-
-def small_kernel_aggregation(x: Tensor, weights: Tensor) -> Tensor:
-    """Sum each zero-padded 3 x 3 neighbourhood of x under its own predicted weights (section 3.2).
-
-    x: [B, C, H, W].  weights: [B, S, 9, H, W] for S sets; channel c reads set c mod S.
-    """
-    batch, channels, height, width = x.shape
-    sets = weights.shape[1]
-    padded = F.pad(x.view(batch, channels // sets, sets, height, width), (1, 1, 1, 1))
-    total = torch.zeros_like(x).view(batch, channels // sets, sets, height, width)
-    for tap in range(TAPS):
-        top, left = divmod(tap, 3)
-        total = total + padded[..., top : top + height, left : left + width] * weights[:, None, :, tap]
-    return total.reshape(batch, channels, height, width)
-
-
-class LSConv(nn.Module):
-    """Large-small convolution: x + BN(aggregation of x under perceived weights)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.lkp = LargeKernelPerception(channels)
-        self.bn = nn.BatchNorm2d(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.bn(small_kernel_aggregation(x, self.lkp(x)))  # type: ignore[no-any-return]
+def distance_indices(resolution: tuple[int, int]) -> Tensor:
+    """|dy| * columns + |dx| between any two of the rows x columns positions, int64 [N, N]."""
+    rows, columns = resolution
+    position = torch.arange(rows * columns)
+    y, x = position // columns, position % columns
+    return (y[:, None] - y).abs() * columns + (x[:, None] - x).abs()
 
 
 class Attention(nn.Module):
-    """Multi-head attention over all positions with a learned bias per distance (as in LeViT).
+    """Attention between all positions, with one learned bias for each head and distance (as in LeViT).
 
-    resolution: (rows, columns) of its input; there is one bias per head and |dy|, |dx|.
+    resolution: (rows, columns) of what comes in, [B, C, rows, columns].
     """
 
     attention_bias_idxs: Tensor
 
     def __init__(self, channels: int, resolution: tuple[int, int]) -> None:
         super().__init__()
-        keys = HEADS * KEY_CHANNELS
-        self.qkv = ConvBN(channels, 2 * keys + channels)
+        self.qkv = ConvBN(channels, 2 * KEYS + channels)
         self.proj = nn.Sequential(nn.ReLU(), ConvBN(channels, channels))
-        self.dw = ConvBN(keys, keys, 3, groups=keys)
+        self.dw = ConvBN(KEYS, KEYS, 3, groups=KEYS)
         self.attention_biases = nn.Parameter(torch.zeros(HEADS, math.prod(resolution)))
         self.register_buffer("attention_bias_idxs", distance_indices(resolution))
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        keys, tokens = HEADS * KEY_CHANNELS, height * width
-        q, k, v = self.qkv(x).split((keys, keys, channels), 1)
-        q, k, v = (t.reshape(batch, HEADS, -1, tokens) for t in (self.dw(q), k, v))
+        q, k, v = self.qkv(x).split((KEYS, KEYS, x.shape[1]), 1)
+        q, k, v = (t.flatten(2).unflatten(1, (HEADS, -1)) for t in (self.dw(q), k, v))
         bias = self.attention_biases[:, self.attention_bias_idxs]
-        scores = (q.transpose(2, 3) @ k * KEY_CHANNELS**-0.5 + bias).softmax(-1)
-        return self.proj((v @ scores.transpose(2, 3)).reshape(batch, channels, height, width))  # type: ignore[no-any-return]
+        attention = (q.transpose(2, 3) @ k * KEY_CHANNELS**-0.5 + bias).softmax(-1)
+        y: Tensor = self.proj((v @ attention.transpose(2, 3)).flatten(1, 2).unflatten(2, x.shape[2:]))
+        return y
+
+    def fused(self) -> FusedAttention:
+        """The same for one image."""
+        return FusedAttention(self)
+
+
+class FusedAttention(nn.Module):
+    """Attention of one image: heads as the batch, the bias a constant, the scale in q's convolution."""
+
+    bias: Tensor
+
+    def __init__(self, source: Attention) -> None:
+        super().__init__()
+        output = source.proj[1]
+        assert isinstance(output, ConvBN)
+        weight, bias = source.dw.folded()
+        scale = KEY_CHANNELS**-0.5
+        self.qkv = source.qkv.fused()
+        self.dw = convolution(weight * scale, bias * scale, source.dw.c.weight.dtype, groups=KEYS)
+        self.proj = nn.Sequential(nn.ReLU(), output.fused())
+        self.register_buffer("bias", source.attention_biases[:, source.attention_bias_idxs].clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, channels, height, width = x.shape
+        tokens = height * width
+        q, k, v = self.qkv(x).split((KEYS, KEYS, channels), 1)
+        q = self.dw(q).reshape(HEADS, KEY_CHANNELS, tokens).transpose(1, 2)
+        scores = torch.bmm(q, k.reshape(HEADS, KEY_CHANNELS, tokens)) + self.bias
+        mixed = torch.bmm(v.reshape(HEADS, channels // HEADS, tokens), scores.softmax(-1).transpose(1, 2))
+        y: Tensor = self.proj(mixed.reshape(1, channels, height, width))
+        return y
 
 
 class Residual(nn.Module):
@@ -148,302 +98,188 @@ class Residual(nn.Module):
         self.m = m
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.m(x)  # type: ignore[no-any-return]
+        y: Tensor = x + self.m(x)
+        return y
 
 
-class FeedForward(nn.Sequential):
-    """Two pointwise convolutions, twice as wide in between."""
-
-    pw1: ConvBN
-    pw2: ConvBN
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.add_module("pw1", ConvBN(channels, 2 * channels))
-        self.add_module("act", nn.ReLU())
-        self.add_module("pw2", ConvBN(2 * channels, channels))
+def feed_forward(channels: int) -> Residual:
+    """Two pointwise convolutions, twice as wide in between, around which x is added."""
+    layers = nn.Sequential()
+    layers.add_module("pw1", ConvBN(channels, 2 * channels))
+    layers.add_module("act", nn.ReLU())
+    layers.add_module("pw2", ConvBN(2 * channels, channels))
+    return Residual(layers)
 
 
 class Block(nn.Module):
-    """A token mixer, gated where it is convolutional, and a feed-forward network."""
+    """Block `index` of a stage: a mixer of positions and a feed-forward network.
 
-    def __init__(self, channels: int, mixer: nn.Module, gated: bool) -> None:
+    Even ones mix by a gated depthwise convolution; odd ones by LSConv, or by attention where a
+    resolution is given.
+    """
+
+    def __init__(self, channels: int, index: int, resolution: tuple[int, int] | None) -> None:
         super().__init__()
-        self.mixer = mixer
-        self.se = SqueezeExcite(channels) if gated else nn.Identity()
-        self.ffn = Residual(FeedForward(channels))
+        even = index % 2 == 0
+        odd = LSConv(channels) if resolution is None else Residual(Attention(channels, resolution))
+        self.mixer = RepVGGDW(channels) if even else odd
+        self.se = SqueezeExcite(channels) if even else nn.Identity()
+        self.ffn = feed_forward(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.ffn(self.se(self.mixer(x)))  # type: ignore[no-any-return]
+        y: Tensor = self.ffn(self.se(self.mixer(x)))
+        return y
 
 
-class BNLinear(nn.Sequential):
-    """Batch normalisation of a feature vector and a linear layer."""
-
-    bn: nn.BatchNorm1d
-    l: nn.Linear  # noqa: E741
+class BNLinear(nn.Module):
+    """A linear classifier of the batch-normalised vector."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.add_module("bn", nn.BatchNorm1d(inputs))
-        self.add_module("l", nn.Linear(inputs, outputs))
-        nn.init.trunc_normal_(self.l.weight, std=0.02)
-        nn.init.zeros_(self.l.bias)
+        self.bn = nn.BatchNorm1d(inputs)
+        self.l = nn.Linear(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.l(self.bn(x))
+        return y
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias, in float64, of the one linear layer that does the same."""
+        scale, shift = affine(self.bn)
+        weight = self.l.weight.double()
+        return weight * scale, self.l.bias.double() + weight @ shift
 
 
 class LSNet(nn.Module):
-    """The network in train form: [B, 3, H, W] to class scores [B, 1000].
+    """Images [B, 3, H, W] to logits [B, classes].
 
-    dims, depths: channels and blocks of the four stages, at 1/8, 1/16, 1/32 and 1/64 of size.
-    size: (height, width) of the input, which fixes the resolution of the last stage's attention.
-    distilled: a second head; at evaluation the two are averaged.
+    dims, depths: channels and blocks of the four stages, at 1/8, 1/16, 1/32 and 1/64 of the input.
+    distilled: there is a second head, and the logits are the mean of both.
+    size: (height, width) of the input: the last stage's attention has one bias for each distance.
     """
 
     def __init__(
         self,
-        dims: Sequence[int],
-        depths: Sequence[int],
+        dims: tuple[int, ...],
+        depths: tuple[int, ...],
         distilled: bool = False,
         size: tuple[int, int] = (224, 224),
         classes: int = 1000,
     ) -> None:
         super().__init__()
-        first = dims[0]
-        self.patch_embed = nn.Sequential(
-            ConvBN(3, first // 4, 3, 2),
-            nn.ReLU(),
-            ConvBN(first // 4, first // 2, 3, 2),
-            nn.ReLU(),
-            ConvBN(first // 2, first, 3, 2),
-        )
-        for stage, (channels, depth) in enumerate(zip(dims, depths, strict=True), 1):
-            down = _downsample(dims[stage - 2], channels) if stage > 1 else []
-            resolution = attention_resolution(size) if stage == len(dims) else None
-            blocks = [_block(channels, index, resolution) for index in range(depth)]
-            self.add_module(f"blocks{stage}", nn.Sequential(*down, *blocks))
+        half, quarter = dims[0] // 2, dims[0] // 4
+        convolutions = (ConvBN(3, quarter, 3, 2), ConvBN(quarter, half, 3, 2), ConvBN(half, dims[0], 3, 2))
+        self.patch_embed = nn.Sequential(convolutions[0], nn.ReLU(), convolutions[1], nn.ReLU(), convolutions[2])
+        for stage, (channels, depth) in enumerate(zip(dims, depths, strict=True)):
+            before = dims[stage - 1]
+            down = (ConvBN(before, before, 3, 2, groups=before), ConvBN(before, channels)) if stage else ()
+            resolution = attention_resolution(size) if stage == len(dims) - 1 else None
+            blocks = (Block(channels, index, resolution) for index in range(depth))
+            self.add_module(STAGES[stage + 1], nn.Sequential(*down, *blocks))
         self.head = BNLinear(dims[-1], classes)
         self.head_dist = BNLinear(dims[-1], classes) if distilled else None
+        self.initialise()
 
-    def features(self, x: Tensor) -> Tensor:
-        """[B, 3, H, W] to the last stage's feature map."""
-        for name in ("patch_embed", "blocks1", "blocks2", "blocks3", "blocks4"):
-            x = self.get_submodule(name)(x)
-        return x
+    def initialise(self) -> None:
+        """Random weights that keep the activations' scale: kaiming normal, fan-out; small classifiers.
 
-    def forward(self, x: Tensor) -> Tensor:
-        pooled = self.features(x).mean((2, 3))
-        if self.head_dist is None:
-            return self.head(pooled)  # type: ignore[no-any-return]
-        return (self.head(pooled) + self.head_dist(pooled)) / 2  # type: ignore[no-any-return]
+        The authors start every feed-forward branch at zero; a network that is random on purpose would
+        then not depend on half of its weights, so these start like the others.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+                nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
 
+    @property
+    def heads(self) -> tuple[BNLinear, ...]:
+        """The classifier, and the one that learned from a teacher."""
+        return (self.head,) if self.head_dist is None else (self.head, self.head_dist)
 
-def attention_resolution(size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of the last stage: six halvings, rounded up."""
-    return math.ceil(size[0] / 64), math.ceil(size[1] / 64)
-
-
-def distance_indices(resolution: tuple[int, int]) -> Tensor:
-    """[N, N] of |dy| * columns + |dx| between the N positions."""
-    rows, columns = resolution
-    y, x = torch.arange(rows * columns) // columns, torch.arange(rows * columns) % columns
-    return (y[:, None] - y).abs() * columns + (x[:, None] - x).abs()
-
-
-def _downsample(inputs: int, outputs: int) -> list[nn.Module]:
-    return [ConvBN(inputs, inputs, 3, 2, groups=inputs), ConvBN(inputs, outputs)]
-
-
-def _block(channels: int, index: int, resolution: tuple[int, int] | None) -> Block:
-    if index % 2 == 0:
-        return Block(channels, RepVGGDW(channels), gated=True)
-    if resolution is None:
-        return Block(channels, LSConv(channels), gated=False)
-    return Block(channels, Residual(Attention(channels, resolution)), gated=False)
-
-
-def _multiple_of_8(channels: float) -> int:
-    rounded = max(8, int(channels + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * channels else rounded
-
-
-class InferenceLSConv(nn.Module):
-    """LSConv as convolutions, rank-4 elementwise operations and slices, for a batch of one.
-
-    perceive: the first three convolutions.  The predicted kernels are tap-major (channel = tap * S + set).
-    A kernel is (y - mean) * rsqrt(variance) * gamma + beta. Its constant part beta, the batch norm's shift
-    and the residual are one static depthwise convolution; the batch norm's scale is applied to x.
-    """
-
-    scale: Tensor
-
-    def __init__(self, source: LSConv) -> None:
-        super().__init__()
-        lkp, norm = source.lkp, source.lkp.norm
-        sets = norm.num_groups
-        order = torch.arange(TAPS * sets).view(sets, TAPS).t().reshape(-1)
-        weight, bias = lkp.cv4.weight.double()[order], _bias(lkp.cv4)[order]
-        gamma, beta = norm.weight.double()[order], norm.bias.double()[order]
-        scale, shift = _affine(source.bn)
-        self.perceive = nn.Sequential(lkp.cv1.fused(), nn.ReLU(), lkp.cv2.fused(), lkp.cv3.fused(), nn.ReLU())
-        same_set = torch.eye(sets, dtype=torch.float64).repeat(TAPS, 1)
-        average = same_set @ same_set.t() / TAPS
-        self.predict = _pointwise(weight, bias, lkp.cv4)
-        self.mean = _pointwise(torch.einsum("oi,ichw->ochw", average, weight), average @ bias, lkp.cv4)
-        pooling = (same_set.t() / TAPS)[..., None, None]
-        self.variance = _pointwise(pooling, torch.full((sets,), norm.eps, dtype=torch.float64), lkp.cv4)
-        self.spread = _pointwise((same_set * gamma[:, None])[..., None, None], torch.zeros_like(gamma), lkp.cv4)
-        constant = beta.view(TAPS, sets).t().repeat(SHARING, 1) * scale[:, None]
-        constant[:, TAPS // 2] += 1
-        self.constant = _depthwise(constant.view(-1, 1, 3, 3), shift, lkp.cv2.c)
-        self.register_buffer("scale", scale.view(1, -1, 1, 1).to(lkp.cv4.weight.dtype))
+    def embedding(self, x: Tensor) -> Tensor:
+        """The pooled feature vector, [B, dims[-1]]."""
+        for stage in STAGES:
+            x = self.get_submodule(stage)(x)
+        return x.mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        perceived = self.perceive(x)
-        centred = self.predict(perceived) - self.mean(perceived.mean((2, 3), keepdim=True))
-        variance = self.variance((centred * centred).mean((2, 3), keepdim=True))
-        kernels = centred * self.spread(torch.rsqrt(variance))
-        return self.constant(x) + aggregate(x * self.scale, kernels)  # type: ignore[no-any-return]
+        vector = self.embedding(x)
+        return torch.stack([head(vector) for head in self.heads]).mean(0)
 
 
-def aggregate(x: Tensor, kernels: Tensor) -> Tensor:
-    """small_kernel_aggregation for one image and tap-major kernels, channels innermost.
-
-    x: [1, C, H, W].  kernels: [1, 9 S, H, W].  Only pad, slice, multiply and add remain, of rank 4.
-    """
-    _, channels, height, width = x.shape
-    sets = kernels.shape[1] // TAPS
-    x = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1).reshape(height + 2, width + 2, channels // sets, sets)
-    kernels = kernels.permute(0, 2, 3, 1).reshape(height, width, TAPS, sets)
-    total = None
-    for tap in range(TAPS):
-        top, left = divmod(tap, 3)
-        term = x[top : top + height, left : left + width] * kernels[:, :, tap : tap + 1]
-        total = term if total is None else total + term
-    assert total is not None
-    return total.reshape(1, height, width, channels).permute(0, 3, 1, 2)
-
-
-class InferenceAttention(nn.Module):
-    """Attention with its bias as a constant and the scale of q folded into the convolution of q."""
-
-    bias: Tensor
-
-    def __init__(self, source: Attention) -> None:
-        super().__init__()
-        self.qkv = source.qkv.fused()
-        dw = source.dw.fused()
-        self.dw = _conv_like(source.dw.c, dw.weight.double() * KEY_CHANNELS**-0.5, _bias(dw) * KEY_CHANNELS**-0.5)
-        self.proj = nn.Sequential(nn.ReLU(), source.proj[1].fused())  # type: ignore[operator, union-attr]
-        self.register_buffer("bias", source.attention_biases[:, source.attention_bias_idxs].detach().clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        _, channels, height, width = x.shape
-        keys, tokens = HEADS * KEY_CHANNELS, height * width
-        qkv = self.qkv(x)
-        q = self.dw(qkv[:, :keys]).reshape(HEADS, KEY_CHANNELS, tokens).transpose(1, 2)
-        k = qkv[:, keys : 2 * keys].reshape(HEADS, KEY_CHANNELS, tokens)
-        v = qkv[:, 2 * keys :].reshape(HEADS, channels // HEADS, tokens)
-        scores = (torch.bmm(q, k) + self.bias).softmax(-1)
-        return self.proj(torch.bmm(v, scores.transpose(1, 2)).reshape(1, channels, height, width))  # type: ignore[no-any-return]
-
-
-class InferenceLSNet(nn.Module):
-    """What for_inference makes of LSNet: the same layers fused, one linear head."""
+class FusedLSNet(nn.Module):
+    """LSNet with every layer fused and one linear classifier: one image [1, 3, H, W] to logits [1, classes]."""
 
     def __init__(self, source: LSNet) -> None:
         super().__init__()
-        self.stages = nn.Sequential(source.patch_embed, source.blocks1, source.blocks2, source.blocks3, source.blocks4)
-        self.stages = _fuse(self.stages)
-        heads = [head for head in (source.head, source.head_dist) if head is not None]
-        weights, biases = zip(*(_head(head) for head in heads), strict=True)
-        self.head = _linear(torch.stack(weights).mean(0), torch.stack(biases).mean(0), source.head.l)
+        stages = (copy.deepcopy(source.get_submodule(stage)) for stage in STAGES)
+        self.stages = nn.Sequential(*stages)
+        fuse(self.stages)
+        weights, biases = zip(*(head.folded() for head in source.heads), strict=True)
+        self.head: nn.Linear = nn.utils.skip_init(nn.Linear, *weights[0].t().shape, dtype=source.head.l.weight.dtype)
+        self.head.weight.data.copy_(sum(weights) / len(weights))
+        self.head.bias.data.copy_(sum(biases) / len(biases))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.stages(x).mean((2, 3), keepdim=True).flatten(1))  # type: ignore[no-any-return]
+        # Of the means, XNNPACK takes only those that keep their axes.
+        y: Tensor = self.head(self.stages(x).mean((2, 3), keepdim=True).flatten(1))
+        return y
+
+
+def fuse(module: nn.Module) -> None:
+    """Replace each layer below `module`, in place, by its equal for inference."""
+    for name, child in module.named_children():
+        if isinstance(child, Fusable):
+            module.add_module(name, child.fused())
+        else:
+            fuse(child)
 
 
 def for_inference(module: nn.Module) -> nn.Module:
-    """An equal network for one image at a time; the argument stays as it is."""
-    if not isinstance(module, LSNet):
-        raise TypeError(f"for_inference of LSNet was given a {type(module).__name__}")
+    """An equal FusedLSNet of an LSNet, which stays as it is."""
+    assert isinstance(module, LSNet)
     with torch.no_grad():
-        return InferenceLSNet(module).eval()
+        return FusedLSNet(module).train(module.training).requires_grad_(False)
 
 
-def _fuse(module: nn.Module) -> nn.Module:
-    match module:
-        case ConvBN() | RepVGGDW():
-            return module.fused()
-        case LSConv():
-            return InferenceLSConv(module)
-        case Attention():
-            return InferenceAttention(module)
-    clone = copy.copy(module)
-    clone._modules = {name: _fuse(child) for name, child in module.named_children()}
-    if not clone._modules:
-        return copy.deepcopy(module)
-    return clone
+def resize_attention_biases(state: StateDict, size: tuple[int, int]) -> StateDict:
+    """A checkpoint of a square input for another one: its tables of biases bicubically resized (as published)."""
+    resolution = attention_resolution(size)
+    adapted = dict(state)
+    for key, table in state.items():
+        if key.endswith("attention_bias_idxs"):
+            adapted[key] = distance_indices(resolution)
+        elif key.endswith("attention_biases") and table.shape[1] != math.prod(resolution):
+            side = math.isqrt(table.shape[1])
+            if side**2 != table.shape[1]:
+                raise UsageError(
+                    f"{key} of the checkpoint has {table.shape[1]} distances, which is no square: it cannot be resized."
+                    "\nExport at the size that it was trained for: --input 1x3xHxW."
+                )
+            square = table.float().view(1, -1, side, side)
+            adapted[key] = F.interpolate(square, resolution, mode="bicubic", align_corners=False)[0].flatten(1)
+    return adapted
 
 
-def _head(head: BNLinear) -> tuple[Tensor, Tensor]:
-    scale, shift = _affine(head.bn)
-    weight = head.l.weight.double()
-    return weight * scale, head.l.bias.double() + weight @ shift
+POINTWISE_BRANCHES = r"\.mixer\.conv1\.(c\.weight|bn\.(weight|bias|running_mean|running_var))$"
+"""What published LSNet-B checkpoints may lack: trained without the 1 x 1 branch (their logs count 15,360 fewer)."""
 
 
-def _affine(bn: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Scale and shift, in float64, of a batch norm at evaluation."""
-    assert bn.running_mean is not None and bn.running_var is not None
-    scale = bn.weight.double() / torch.sqrt(bn.running_var.double() + bn.eps)
-    return scale, bn.bias.double() - bn.running_mean.double() * scale
-
-
-def _column(vector: Tensor) -> Tensor:
-    return vector.view(-1, 1, 1, 1)
-
-
-def _bias(conv):
-    return conv.bias.double()
-
-
-def _conv_like(like, weight, bias):
-    conv = nn.utils.skip_init(
-        nn.Conv2d,
-        weight.shape[1] * like.groups,
-        weight.shape[0],
-        weight.shape[2],
-        like.stride,
-        like.padding,
-        groups=like.groups,
-    )
-    conv.weight = nn.Parameter(weight.to(like.weight.dtype), requires_grad=False)
-    conv.bias = nn.Parameter(bias.to(like.weight.dtype), requires_grad=False)
-    return conv
-
-
-def _pointwise(weight, bias, like):
-    conv = nn.utils.skip_init(nn.Conv2d, weight.shape[1], weight.shape[0], 1)
-    conv.weight = nn.Parameter(weight.to(like.weight.dtype), requires_grad=False)
-    conv.bias = nn.Parameter(bias.to(like.weight.dtype), requires_grad=False)
-    return conv
-
-
-def _depthwise(weight, bias, like):
-    conv = nn.utils.skip_init(
-        nn.Conv2d,
-        weight.shape[0],
-        weight.shape[0],
-        weight.shape[2],
-        padding=weight.shape[2] // 2,
-        groups=weight.shape[0],
-    )
-    conv.weight = nn.Parameter(weight.to(like.weight.dtype), requires_grad=False)
-    conv.bias = nn.Parameter(bias.to(like.weight.dtype), requires_grad=False)
-    return conv
-
-
-def _linear(weight, bias, like):
-    l = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])
-    l.weight = nn.Parameter(weight.to(like.weight.dtype), requires_grad=False)
-    l.bias = nn.Parameter(bias.to(like.weight.dtype), requires_grad=False)
-    return l
+def silence_pointwise_branches(module: nn.Module, missing: frozenset[str]) -> None:
+    """Make the 1 x 1 branches whose parameters are `missing` add exactly nothing; UsageError for half a branch."""
+    for branch in sorted({key.rpartition(".conv1.")[0] + ".conv1" for key in missing}):
+        layer = module.get_submodule(branch)
+        assert isinstance(layer, ConvBN)
+        tensors = {k: v for k, v in layer.state_dict().items() if v.is_floating_point()}
+        if present := [key for key in tensors if f"{branch}.{key}" not in missing]:
+            raise UsageError(
+                f"the checkpoint has {branch}.{present[0]} but not the rest of {branch}.\n"
+                "All five of its tensors are needed, or none: load the checkpoint as it was published."
+            )
+        for key, tensor in tensors.items():
+            tensor.fill_(1 if key == "bn.running_var" else 0)
