@@ -1,4 +1,4 @@
-"""The convolutional layers of LSNet (arXiv 2503.23135), each as trained and, by fused(), as it is best exported.
+"""The layers of LSNet (arXiv 2503.23135), each as trained and, by fused(), as it is best exported.
 
 Fused layers take one image, keep every tensor at rank 4 or less, and use no operator that one of the four
 runtimes leaves outside its delegate. They are computed in float64 and stored in the source's dtype.
@@ -6,17 +6,16 @@ runtimes leaves outside its delegate. They are computed in float64 and stored in
 
 from __future__ import annotations
 
+import math
 from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-TAPS = 9
-SHARING = 8
-"""How many channels, C / 8 apart, one predicted kernel serves."""
-ROW_BANDS = ((0, 3, 6), (1, 5), (2, 4))
-"""Rows of a 7 x 7 kernel in three bands: each is evenly spaced and symmetric about the middle."""
+HEADS = 4
+KEY_CHANNELS = 16
+KEYS = HEADS * KEY_CHANNELS
 
 
 @runtime_checkable
@@ -37,27 +36,19 @@ def convolution(
     weight: Tensor,
     bias: Tensor | None,
     dtype: torch.dtype,
-    stride: tuple[int, ...] = (1, 1),
+    stride: tuple[int, int] = (1, 1),
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
 ) -> nn.Conv2d:
     """A convolution of these values, padded on both sides so that stride 1 keeps the size."""
     outputs, inputs, rows, columns = weight.shape
-    conv: nn.Conv2d = nn.utils.skip_init(
-        nn.Conv2d,
-        inputs * groups,
-        outputs,
-        (rows, columns),
-        stride=stride,
-        padding=(dilation[0] * (rows - 1) // 2, dilation[1] * (columns - 1) // 2),
-        dilation=dilation,
-        groups=groups,
-        bias=bias is not None,
-        dtype=dtype,
+    padding = (dilation[0] * (rows - 1) // 2, dilation[1] * (columns - 1) // 2)
+    # On the meta device no random numbers are drawn: the caller's seed goes on as if nothing was built.
+    conv = nn.Conv2d(
+        inputs * groups, outputs, (rows, columns), stride, padding, dilation, groups, bias is not None, device="meta"
     )
-    conv.weight.data.copy_(weight)
-    if conv.bias is not None and bias is not None:
-        conv.bias.data.copy_(bias)
+    conv.weight = nn.Parameter(weight.to(dtype))
+    conv.bias = None if bias is None else nn.Parameter(bias.to(dtype))
     return conv
 
 
@@ -85,7 +76,8 @@ class ConvBN(nn.Sequential):
 
     def fused(self) -> nn.Conv2d:
         """The same as one convolution."""
-        return convolution(*self.folded(), self.c.weight.dtype, self.c.stride, groups=self.c.groups)
+        stride = self.c.stride[0]
+        return convolution(*self.folded(), self.c.weight.dtype, (stride, stride), groups=self.c.groups)
 
 
 class RepVGGDW(nn.Module):
@@ -122,135 +114,66 @@ class SqueezeExcite(nn.Module):
         return x * torch.sigmoid(self.fc2(F.relu(self.fc1(means))))
 
 
-class LargeKernelPerception(nn.Module):
-    """Predicts C / 8 kernels of 3 x 3 for each pixel (section 3.2): [B, C, H, W] to [B, C / 8, 9, H, W]."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        half, sets = channels // 2, channels // SHARING
-        self.cv1 = ConvBN(channels, half)
-        self.cv2 = ConvBN(half, half, 7, groups=half)
-        self.cv3 = ConvBN(half, half)
-        self.cv4 = nn.Conv2d(half, TAPS * sets, 1)
-        self.norm = nn.GroupNorm(sets, TAPS * sets)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.cv3(self.cv2(F.relu(self.cv1(x)))))
-        kernels: Tensor = self.norm(self.cv4(x))
-        return kernels.unflatten(1, (-1, TAPS))
+def distance_indices(resolution: tuple[int, int]) -> Tensor:
+    """|dy| * columns + |dx| between any two of the rows x columns positions, int64 [N, N]."""
+    rows, columns = resolution
+    position = torch.arange(rows * columns)
+    y, x = position // columns, position % columns
+    return (y[:, None] - y).abs() * columns + (x[:, None] - x).abs()
 
 
-def small_kernel_aggregation(x: Tensor, kernels: Tensor) -> Tensor:
-    """Sum each zero-padded 3 x 3 neighbourhood of x under its own predicted kernel (section 3.2).
+class Attention(nn.Module):
+    """Attention between all positions, with one learned bias for each head and distance (as in LeViT).
 
-    x: [B, C, H, W].  kernels: [B, S, 9, H, W]; channel c is weighted by set c mod S.
+    resolution: (rows, columns) of what comes in, [B, C, rows, columns].
     """
-    height, width = x.shape[2:]
-    grouped = F.pad(x, (1, 1, 1, 1)).unflatten(1, (-1, kernels.shape[1]))
-    total = torch.zeros_like(x).unflatten(1, (-1, kernels.shape[1]))
-    for tap in range(TAPS):
-        top, left = divmod(tap, 3)
-        total = total + grouped[..., top : top + height, left : left + width] * kernels[:, None, :, tap]
-    return total.flatten(1, 2)
 
+    attention_bias_idxs: Tensor
 
-class LSConv(nn.Module):
-    """Large-small convolution: x + BN(aggregation of x under the perceived kernels)."""
-
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, resolution: tuple[int, int]) -> None:
         super().__init__()
-        self.lkp = LargeKernelPerception(channels)
-        self.bn = nn.BatchNorm2d(channels)
+        self.qkv = ConvBN(channels, 2 * KEYS + channels)
+        self.proj = nn.Sequential(nn.ReLU(), ConvBN(channels, channels))
+        self.dw = ConvBN(KEYS, KEYS, 3, groups=KEYS)
+        self.attention_biases = nn.Parameter(torch.zeros(HEADS, math.prod(resolution)))
+        self.register_buffer("attention_bias_idxs", distance_indices(resolution))
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = x + self.bn(small_kernel_aggregation(x, self.lkp(x)))
+        q, k, v = self.qkv(x).split((KEYS, KEYS, x.shape[1]), 1)
+        batch, channels, height, width = x.shape
+        q, k, v = (t.reshape(batch, HEADS, -1, height * width) for t in (self.dw(q), k, v))
+        bias = self.attention_biases[:, self.attention_bias_idxs]
+        attention = (q.transpose(2, 3) @ k * KEY_CHANNELS**-0.5 + bias).softmax(-1)
+        y: Tensor = self.proj((v @ attention.transpose(2, 3)).reshape(batch, channels, height, width))
         return y
 
-    def fused(self) -> FusedLSConv:
+    def fused(self) -> FusedAttention:
         """The same for one image."""
-        return FusedLSConv(self)
+        return FusedAttention(self)
 
 
-class RowBands(nn.Module):
-    """A depthwise 7 x 7 convolution as three: rows -3, 0, 3, rows -2, 2 and rows -1, 1.
+class FusedAttention(nn.Module):
+    """Attention of one image: heads as the batch, the bias a constant, the scale in q's convolution."""
 
-    XNNPACK has depthwise kernels of up to 25 taps; 49 run as a dense convolution of one channel each,
-    which took a tenth of LSNet-T's time.
-    """
+    bias: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, source: Attention) -> None:
         super().__init__()
-        self.bands = nn.ModuleList(
-            convolution(
-                weight[:, :, rows, :],
-                bias if rows is ROW_BANDS[0] else None,
-                dtype,
-                dilation=(rows[1] - rows[0], 1),
-                groups=weight.shape[0],
-            )
-            for rows in ROW_BANDS
-        )
+        output = source.proj[1]
+        assert isinstance(output, ConvBN)
+        weight, bias = source.dw.folded()
+        scale = KEY_CHANNELS**-0.5
+        self.qkv = source.qkv.fused()
+        self.dw = convolution(weight * scale, bias * scale, source.dw.c.weight.dtype, groups=KEYS)
+        self.proj = nn.Sequential(nn.ReLU(), output.fused())
+        self.register_buffer("bias", source.attention_biases[:, source.attention_bias_idxs].clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        first, second, third = (band(x) for band in self.bands)
-        y: Tensor = first + second + third
+        _, channels, height, width = x.shape
+        tokens = height * width
+        q, k, v = self.qkv(x).split((KEYS, KEYS, channels), 1)
+        q = self.dw(q).reshape(HEADS, KEY_CHANNELS, tokens).transpose(1, 2)
+        scores = torch.bmm(q, k.reshape(HEADS, KEY_CHANNELS, tokens)) + self.bias
+        mixed = torch.bmm(v.reshape(HEADS, channels // HEADS, tokens), scores.softmax(-1).transpose(1, 2))
+        y: Tensor = self.proj(mixed.reshape(1, channels, height, width))
         return y
-
-
-class FusedLSConv(nn.Module):
-    """LSConv as convolutions, slices and elementwise operations, [1, C, H, W] to the same.
-
-    The predicted kernels are tap-major: channel = tap * S + set. A kernel is
-    centred * gamma / sqrt(variance) + beta, and only its first term depends on the image: beta, the batch
-    norm's shift and the residual are one depthwise convolution. The batch norm's scale is applied to x.
-    The statistics are means over H x W, then over the taps by a 1 x 1 convolution: exact in float16's range.
-    """
-
-    scale: Tensor
-
-    def __init__(self, source: LSConv) -> None:
-        super().__init__()
-        lkp, norm, dtype = source.lkp, source.lkp.norm, source.lkp.cv4.weight.dtype
-        assert lkp.cv4.bias is not None
-        sets = norm.num_groups
-        order = torch.arange(TAPS * sets).view(sets, TAPS).t().flatten()
-        weight, bias = lkp.cv4.weight.double()[order, :, 0, 0], lkp.cv4.bias.double()[order]
-        gamma, beta = norm.weight.double()[order], norm.bias.double()[order]
-        scale, shift = affine(source.bn)
-        spread = torch.eye(sets, dtype=torch.float64, device=weight.device).repeat(TAPS, 1)
-        average = spread.t() / TAPS
-        large = RowBands(*lkp.cv2.folded(), dtype)
-        self.perceive = nn.Sequential(lkp.cv1.fused(), nn.ReLU(), large, lkp.cv3.fused(), nn.ReLU())
-        self.predict = pointwise(weight, bias, dtype)
-        self.mean = pointwise(spread @ average @ weight, spread @ average @ bias, dtype)
-        self.variance = pointwise(average, torch.full_like(average[:, 0], norm.eps), dtype)
-        self.spread = pointwise(gamma[:, None] * spread, torch.zeros_like(gamma), dtype)
-        static = beta.view(TAPS, sets).t().repeat(SHARING, 1) * scale[:, None]
-        static[:, TAPS // 2] += 1
-        self.static = convolution(static.view(-1, 1, 3, 3), shift, dtype, groups=static.shape[0])
-        self.register_buffer("scale", scale.view(1, -1, 1, 1).to(dtype))
-
-    def forward(self, x: Tensor) -> Tensor:
-        perceived = self.perceive(x)
-        centred = self.predict(perceived) - self.mean(perceived.mean((2, 3), keepdim=True))
-        variance = self.variance((centred * centred).mean((2, 3), keepdim=True))
-        kernels = centred * self.spread(torch.rsqrt(variance))
-        y: Tensor = self.static(x) + tap_major_aggregation(x * self.scale, kernels)
-        return y
-
-
-def tap_major_aggregation(x: Tensor, kernels: Tensor) -> Tensor:
-    """small_kernel_aggregation of one image, channels innermost, by nine slices of rank 4.
-
-    x: [1, C, H, W].  kernels: [1, 9 S, H, W], channel = tap * S + set.
-    """
-    _, channels, height, width = x.shape
-    sets = kernels.shape[1] // TAPS
-    # Channels last: mobile runtimes keep images so, and the views below then move nothing.
-    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).reshape(height + 2, width + 2, channels // sets, sets)
-    kernels = kernels.permute(0, 2, 3, 1).reshape(height, width, TAPS, sets)
-    total = x[:height, :width] * kernels[:, :, :1]
-    for tap in range(1, TAPS):
-        top, left = divmod(tap, 3)
-        total = total + x[top : top + height, left : left + width] * kernels[:, :, tap : tap + 1]
-    return total.reshape(1, height, width, channels).permute(0, 3, 1, 2)

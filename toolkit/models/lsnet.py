@@ -12,82 +12,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acmix.toolkit.errors import UsageError
-from acmix.toolkit.lsnet_layers import ConvBN, Fusable, LSConv, RepVGGDW, SqueezeExcite, affine, convolution
+from acmix.toolkit.lsnet_convolution import LSConv
+from acmix.toolkit.lsnet_layers import (
+    Attention,
+    ConvBN,
+    Fusable,
+    RepVGGDW,
+    SqueezeExcite,
+    affine,
+    distance_indices,
+)
 from acmix.toolkit.spec import Claims, ModelSpec, StateDict, TensorSpec, imagenet_preprocess
 
-HEADS = 4
-KEY_CHANNELS = 16
-KEYS = HEADS * KEY_CHANNELS
+BRANCH_ENDS = (".pw2.bn", ".proj.1.bn", ".mixer.conv.bn", ".mixer.conv1.bn", ".mixer.bn")
+BRANCH_SCALE = 0.25
 STAGES = ("patch_embed", "blocks1", "blocks2", "blocks3", "blocks4")
 
 
 def attention_resolution(size: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of the last stage for an input of (height, width): six halvings, rounded up."""
     return math.ceil(size[0] / 64), math.ceil(size[1] / 64)
-
-
-def distance_indices(resolution: tuple[int, int]) -> Tensor:
-    """|dy| * columns + |dx| between any two of the rows x columns positions, int64 [N, N]."""
-    rows, columns = resolution
-    position = torch.arange(rows * columns)
-    y, x = position // columns, position % columns
-    return (y[:, None] - y).abs() * columns + (x[:, None] - x).abs()
-
-
-class Attention(nn.Module):
-    """Attention between all positions, with one learned bias for each head and distance (as in LeViT).
-
-    resolution: (rows, columns) of what comes in, [B, C, rows, columns].
-    """
-
-    attention_bias_idxs: Tensor
-
-    def __init__(self, channels: int, resolution: tuple[int, int]) -> None:
-        super().__init__()
-        self.qkv = ConvBN(channels, 2 * KEYS + channels)
-        self.proj = nn.Sequential(nn.ReLU(), ConvBN(channels, channels))
-        self.dw = ConvBN(KEYS, KEYS, 3, groups=KEYS)
-        self.attention_biases = nn.Parameter(torch.zeros(HEADS, math.prod(resolution)))
-        self.register_buffer("attention_bias_idxs", distance_indices(resolution))
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).split((KEYS, KEYS, x.shape[1]), 1)
-        q, k, v = (t.flatten(2).unflatten(1, (HEADS, -1)) for t in (self.dw(q), k, v))
-        bias = self.attention_biases[:, self.attention_bias_idxs]
-        attention = (q.transpose(2, 3) @ k * KEY_CHANNELS**-0.5 + bias).softmax(-1)
-        y: Tensor = self.proj((v @ attention.transpose(2, 3)).flatten(1, 2).unflatten(2, x.shape[2:]))
-        return y
-
-    def fused(self) -> FusedAttention:
-        """The same for one image."""
-        return FusedAttention(self)
-
-
-class FusedAttention(nn.Module):
-    """Attention of one image: heads as the batch, the bias a constant, the scale in q's convolution."""
-
-    bias: Tensor
-
-    def __init__(self, source: Attention) -> None:
-        super().__init__()
-        output = source.proj[1]
-        assert isinstance(output, ConvBN)
-        weight, bias = source.dw.folded()
-        scale = KEY_CHANNELS**-0.5
-        self.qkv = source.qkv.fused()
-        self.dw = convolution(weight * scale, bias * scale, source.dw.c.weight.dtype, groups=KEYS)
-        self.proj = nn.Sequential(nn.ReLU(), output.fused())
-        self.register_buffer("bias", source.attention_biases[:, source.attention_bias_idxs].clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        _, channels, height, width = x.shape
-        tokens = height * width
-        q, k, v = self.qkv(x).split((KEYS, KEYS, channels), 1)
-        q = self.dw(q).reshape(HEADS, KEY_CHANNELS, tokens).transpose(1, 2)
-        scores = torch.bmm(q, k.reshape(HEADS, KEY_CHANNELS, tokens)) + self.bias
-        mixed = torch.bmm(v.reshape(HEADS, channels // HEADS, tokens), scores.softmax(-1).transpose(1, 2))
-        y: Tensor = self.proj(mixed.reshape(1, channels, height, width))
-        return y
 
 
 class Residual(nn.Module):
@@ -181,17 +125,18 @@ class LSNet(nn.Module):
         self.initialise()
 
     def initialise(self) -> None:
-        """Random weights that keep the activations' scale: kaiming normal, fan-out; small classifiers.
+        """Random weights: kaiming normal, branches that start small, small classifiers.
 
-        The authors start every feed-forward branch at zero; a network that is random on purpose would
-        then not depend on half of its weights, so these start like the others.
+        The authors start every feed-forward branch at zero: a network left random would not depend on half
+        of its weights. At BRANCH_SCALE it does, and its activations stay in the hundreds.
         """
-        for module in self.modules():
+        for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d):
-                fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
-                nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.BatchNorm2d) and name.endswith(BRANCH_ENDS):
+                nn.init.constant_(module.weight, BRANCH_SCALE)
             elif isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
@@ -209,7 +154,8 @@ class LSNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         vector = self.embedding(x)
-        return torch.stack([head(vector) for head in self.heads]).mean(0)
+        logits: Tensor = self.head(vector)
+        return logits if self.head_dist is None else (logits + self.head_dist(vector)) / 2
 
 
 class FusedLSNet(nn.Module):
@@ -221,9 +167,10 @@ class FusedLSNet(nn.Module):
         self.stages = nn.Sequential(*stages)
         fuse(self.stages)
         weights, biases = zip(*(head.folded() for head in source.heads), strict=True)
-        self.head: nn.Linear = nn.utils.skip_init(nn.Linear, *weights[0].t().shape, dtype=source.head.l.weight.dtype)
-        self.head.weight.data.copy_(sum(weights) / len(weights))
-        self.head.bias.data.copy_(sum(biases) / len(biases))
+        outputs, inputs = weights[0].shape
+        self.head = nn.Linear(inputs, outputs, device="meta")
+        self.head.weight = nn.Parameter(torch.stack(weights).mean(0).to(source.head.l.weight.dtype))
+        self.head.bias = nn.Parameter(torch.stack(biases).mean(0).to(source.head.l.weight.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         # Of the means, XNNPACK takes only those that keep their axes.
@@ -283,3 +230,66 @@ def silence_pointwise_branches(module: nn.Module, missing: frozenset[str]) -> No
             )
         for key, tensor in tensors.items():
             tensor.fill_(1 if key == "bn.running_var" else 0)
+
+
+def _at_size(spec: ModelSpec, size: tuple[int, int], network: partial[LSNet]) -> ModelSpec:
+    return replace(
+        spec, build=partial(network, size=size), adapt_checkpoint=partial(resize_attention_biases, size=size)
+    )
+
+
+def _spec(name: str, network: partial[LSNet], claims: Claims, may_lack_branches: bool = False) -> ModelSpec:
+    return ModelSpec(
+        name=name,
+        build=network,
+        inputs=(TensorSpec("image", (1, 3, 224, 224), layout="nchw"),),
+        preprocess=imagenet_preprocess(224),
+        for_inference=for_inference,
+        optional_keys=POINTWISE_BRANCHES if may_lack_branches else None,
+        neutralise=silence_pointwise_branches if may_lack_branches else None,
+        resized=partial(_at_size, network=network),
+        paper="https://arxiv.org/abs/2503.23135",
+        claims=claims,
+    )
+
+
+_T = partial(LSNet, (64, 128, 256, 384), (0, 2, 8, 10))
+_S = partial(LSNet, (96, 192, 320, 448), (1, 2, 8, 10))
+_B = partial(LSNet, (128, 256, 384, 512), (4, 6, 8, 10))
+
+# Parameters are those of the train form (the paper counts fused ones); MACs those of convolutions and linear
+# layers of the authors' code, where the paper rounds to 0.3, 0.5 and 1.3 G.
+MODELS: dict[str, ModelSpec] = {
+    "lsnet_t": _spec(
+        "lsnet_t",
+        _T,
+        claims=Claims(parameters=11_409_832, macs=314_600_000, top1_percent=74.9),
+    ),
+    "lsnet_s": _spec(
+        "lsnet_s",
+        _S,
+        claims=Claims(parameters=16_146_304, macs=536_400_000, top1_percent=77.8),
+    ),
+    "lsnet_b": _spec(
+        "lsnet_b",
+        _B,
+        claims=Claims(parameters=23_313_608, macs=1_240_200_000, top1_percent=80.3),
+        may_lack_branches=True,
+    ),
+    "lsnet_t_distill": _spec(
+        "lsnet_t_distill",
+        partial(_T, distilled=True),
+        claims=Claims(parameters=11_795_600, macs=314_600_000, top1_percent=76.1),
+    ),
+    "lsnet_s_distill": _spec(
+        "lsnet_s_distill",
+        partial(_S, distilled=True),
+        claims=Claims(parameters=16_596_200, macs=536_400_000, top1_percent=79.0),
+    ),
+    "lsnet_b_distill": _spec(
+        "lsnet_b_distill",
+        partial(_B, distilled=True),
+        claims=Claims(parameters=23_827_632, macs=1_240_200_000, top1_percent=81.6),
+        may_lack_branches=True,
+    ),
+}
