@@ -54,6 +54,9 @@ def export_model(
     delegate: Annotated[
         str | None, typer.Option("--delegate", help="executorch: xnnpack (default), coreml or vulkan.")
     ] = None,
+    half_arithmetic: Annotated[
+        bool, typer.Option("--half-arithmetic", help="executorch float16: compute in float16 too; less exact.")
+    ] = False,
     opset: Annotated[int | None, typer.Option("--opset", help="onnx: the operator set.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -69,6 +72,7 @@ def export_model(
         "minimum_deployment": minimum_deployment,
         "image_input": image_input or None,
         "delegate": delegate,
+        "half_arithmetic": half_arithmetic or None,
         "opset": opset,
     }
     request = requests.export_request(flags, {k: v for k, v in target_flags.items() if v is not None})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 from acmix.apps.requests import ExportFlags, export_request
 from acmix.toolkit import pipeline
 from acmix.toolkit.artifact import Artifact
+
+# Before torch loads: OpenMP threads that spin while they wait starve the runtimes under test.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).parent.parent
 TINY = f"{ROOT / 'tests' / 'tiny_net.py'}:make_net"

@@ -97,7 +97,7 @@ class FusedLSConv(nn.Module):
     The predicted kernels are tap-major: channel = tap * S + set. A kernel is
     centred * gamma / sqrt(variance) + beta, and only its first term depends on the image: beta, the batch
     norm's shift and the residual are one depthwise convolution. The batch norm's scale is applied to x.
-    The statistics are means over H x W, then over the taps by a 1 x 1 convolution: exact in float16's range.
+    Statistics are means over H x W, then over the taps by a 1 x 1 convolution: no sum overflows float16.
     """
 
     scale: Tensor

@@ -171,9 +171,11 @@ class FusedAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         _, channels, height, width = x.shape
         tokens = height * width
-        q, k, v = self.qkv(x).split((KEYS, KEYS, channels), 1)
-        q = self.dw(q).reshape(HEADS, KEY_CHANNELS, tokens).transpose(1, 2)
-        scores = torch.bmm(q, k.reshape(HEADS, KEY_CHANNELS, tokens)) + self.bias
-        mixed = torch.bmm(v.reshape(HEADS, channels // HEADS, tokens), scores.softmax(-1).transpose(1, 2))
+        qkv = self.qkv(x)
+        # Slices: ExecuTorch leaves a split outside its delegate.
+        q = self.dw(qkv[:, :KEYS]).reshape(HEADS, KEY_CHANNELS, tokens).transpose(1, 2)
+        k = qkv[:, KEYS : 2 * KEYS].reshape(HEADS, KEY_CHANNELS, tokens)
+        v = qkv[:, 2 * KEYS :].reshape(HEADS, channels // HEADS, tokens)
+        mixed = torch.bmm(v, (torch.bmm(q, k) + self.bias).softmax(-1).transpose(1, 2))
         y: Tensor = self.proj(mixed.reshape(1, channels, height, width))
         return y

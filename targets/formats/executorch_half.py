@@ -1,4 +1,4 @@
-"""An exported program whose arithmetic is float16 and whose interface stays float32."""
+"""Float16 for XNNPACK: stored filters, and on request all arithmetic; inputs and outputs stay float32."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from acmix.targets.formats import float16
+
 if TYPE_CHECKING:
     import torch
     from torch import fx
     from torch.export import ExportedProgram
 
 LARGEST_FLOAT16 = 65504.0
-CONVOLUTION = "aten.convolution.default"
+WITH_FILTERS = ("aten.convolution.default", "aten.linear.default")
 INTERFACE = "acmix_interface_cast"
+FILTER = "acmix_float16_filter"
 
 
 def half_arithmetic() -> Any:
@@ -122,36 +125,57 @@ def _infer_dtypes(graph: fx.Graph) -> None:
 
 
 def _halves(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _half(value) for name, value in tensors.items()}
+
+
+def _half(value: Any) -> Any:
     import torch
 
-    def half(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
-            return value
-        rounded = value.detach().clamp(-LARGEST_FLOAT16, LARGEST_FLOAT16).to(torch.float16)
-        return torch.nn.Parameter(rounded, requires_grad=False) if isinstance(value, torch.nn.Parameter) else rounded
-
-    return {name: half(value) for name, value in tensors.items()}
+    if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
+        return value
+    half = value.detach().clamp(-LARGEST_FLOAT16, LARGEST_FLOAT16).to(torch.float16)
+    return torch.nn.Parameter(half, requires_grad=False) if isinstance(value, torch.nn.Parameter) else half
 
 
 @contextlib.contextmanager
 def float16_filters() -> Iterator[None]:
-    """Store the filters of float16 convolutions as float16 while this is open.
+    """Store the filters of convolutions and linear layers as float16 while this is open; biases stay float32.
 
-    ExecuTorch 1.5 writes them as float32 (force_fp32 in op_conv2d.py), which doubles the file; XNNPACK rounds
-    them when the model loads, and takes float16 filters as well: the results are equal bit for bit.
+    XNNPACK takes a float16 filter with float32 activations (and computes in float32) as well as with float16
+    ones.  ExecuTorch 1.5 makes use of neither: it writes every filter of a convolution as float32.
     """
     from executorch.backends.xnnpack.operators import node_visitor
 
-    visitors = node_visitor._node_visitor_dict
-    stock: Any = visitors[CONVOLUTION]
+    visitors, read = node_visitor._node_visitor_dict, node_visitor.get_param_tensor
+    stock = {target: visitors[target] for target in WITH_FILTERS}
 
-    class HalfFilters(stock):  # type: ignore[misc]
-        def define_tensor(self, *args: Any, force_fp32: bool = False, **kwargs: Any) -> None:
-            is_filter = kwargs.get("convert_to_nhwc", False)
-            super().define_tensor(*args, force_fp32=force_fp32 and not is_filter, **kwargs)
+    def rounded(program: ExportedProgram, node: fx.Node) -> Any:
+        tensor = read(program, node)
+        return _half(tensor) if tensor is not None and node.meta.get(FILTER) else tensor
 
-    visitors[CONVOLUTION] = HalfFilters
+    node_visitor.get_param_tensor = rounded
+    visitors.update({target: _with_float16_filter(visitor) for target, visitor in stock.items()})
     try:
         yield
     finally:
-        visitors[CONVOLUTION] = stock
+        visitors.update(stock)
+        node_visitor.get_param_tensor = read
+
+
+def _with_float16_filter(visitor: Any) -> Any:
+    import torch
+
+    class Float16Filter(visitor):  # type: ignore[misc]
+        def define_node(self, node: fx.Node, *args: Any, **kwargs: Any) -> None:
+            weight: Any = node.args[1]
+            filters = weight.op == "placeholder" and _is_float32(weight)
+            if filters and not float16.stays_float32(weight.meta["val"].shape):
+                weight.meta["val"] = weight.meta["val"].to(torch.float16)
+                weight.meta[FILTER] = True
+            super().define_node(node, *args, **kwargs)
+
+        def define_tensor(self, tensor: fx.Node, *args: Any, force_fp32: bool = False, **kwargs: Any) -> None:
+            is_filter = kwargs.get("convert_to_nhwc", False)
+            super().define_tensor(tensor, *args, force_fp32=force_fp32 and not is_filter, **kwargs)
+
+    return Float16Filter

@@ -1,4 +1,4 @@
-"""The ExecuTorch target: four small networks, each lowered once, run by ExecuTorch's own runtime."""
+"""The ExecuTorch target: five small files, each lowered once, run by ExecuTorch's own runtime."""
 
 from __future__ import annotations
 
@@ -121,6 +121,12 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 @pytest.fixture(scope="module")
+def half_arithmetic(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    options = ExecuTorchOptions(half_arithmetic=True)
+    return _make(tmp_path_factory.mktemp("half_arithmetic"), Tiny(), "float16", options)
+
+
+@pytest.fixture(scope="module")
 def coreml(tmp_path_factory: pytest.TempPathFactory) -> Made:
     pytest.importorskip("coremltools")
     return _make(tmp_path_factory.mktemp("coreml"), Tiny(), "float16", ExecuTorchOptions("coreml"))
@@ -190,7 +196,7 @@ def test_what_depends_on_constants_alone_is_computed_while_lowering(awkward: Mad
     assert kinds == {"aten.index.Tensor", "aten._softmax.default", "aten.cumsum.default"}
 
 
-@pytest.mark.parametrize("made", ["awkward", "half", "vulkan", "coreml"])
+@pytest.mark.parametrize("made", ["awkward", "half", "half_arithmetic", "vulkan", "coreml"])
 def test_the_file_agrees_with_its_lowering(made: str, request: pytest.FixtureRequest) -> None:
     made_file: Made = request.getfixturevalue(made)
     lowered, read = made_file.lowered.placement, TARGET.placement(made_file.file)
@@ -198,26 +204,51 @@ def test_the_file_agrees_with_its_lowering(made: str, request: pytest.FixtureReq
     assert read.partitions == lowered.partitions
     assert len(read.fallbacks) == len(lowered.fallbacks)
     assert sum(operator.macs for operator in lowered.operators) == TINY_MACS
-    if made in ("awkward", "half"):
+    if made not in ("vulkan", "coreml"):
         assert sum(operator.macs for operator in read.operators) == TINY_MACS
 
 
-def test_float16_computes_in_one_partition_between_two_kinds_of_casts(half: Made) -> None:
-    assert min(half.snr_db()) > 50
+def test_float16_rounds_the_filters_and_nothing_else(half: Made) -> None:
+    rounded = Tiny()
+    with torch.no_grad():
+        for module in rounded.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                module.weight.copy_(_folded(rounded, module).half().float() / _scale(rounded, module))
+    against_rounded = Made(half.file, half.lowered, rounded, half.inputs).snr_db()
+    assert min(against_rounded) > 110
+    assert 60 < min(half.snr_db()) < 100
     assert half.lowered.placement is not None
-    assert half.lowered.placement.partitions == 1
-    assert {o.kind for o in half.lowered.placement.fallbacks} == {"dim_order_ops._to_dim_order_copy.default"}
-    assert "arithmetic and activations are float16" in half.lowered.notes[0]
+    assert half.lowered.placement.partitions == 1 and not half.lowered.placement.fallbacks
 
 
-def test_float16_really_rounds_to_float16(half: Made) -> None:
-    assert max(half.snr_db()) < 90
+def _scale(network: Tiny, module: nn.Module) -> Tensor | float:
+    """What a batch norm behind this layer multiplies its filters by."""
+    norms = {network.stem[0]: network.stem[1], network.depthwise[0]: network.depthwise[1]}
+    norm = norms.get(module)
+    if not isinstance(norm, nn.BatchNorm2d):
+        return 1.0
+    assert norm.running_var is not None
+    return (norm.weight / torch.sqrt(norm.running_var + norm.eps)).reshape(-1, 1, 1, 1)
 
 
-def test_float16_stores_filters_as_float16(half: Made) -> None:
-    data = half.file.read_bytes()
-    assert _bytes(half.network.head.weight.half()) in data
-    filters = half.network.project.weight.permute(0, 2, 3, 1).contiguous()
+def _folded(network: Tiny, module: nn.Conv2d | nn.Linear) -> Tensor:
+    return module.weight * _scale(network, module)
+
+
+def test_half_arithmetic_computes_in_one_partition_between_casts(half_arithmetic: Made) -> None:
+    assert min(half_arithmetic.snr_db()) > 50 and max(half_arithmetic.snr_db()) < 80
+    placement = half_arithmetic.lowered.placement
+    assert placement is not None and placement.partitions == 1
+    assert {o.kind for o in placement.fallbacks} == {"dim_order_ops._to_dim_order_copy.default"}
+    assert "arithmetic and activations are float16" in half_arithmetic.lowered.notes[0]
+
+
+@pytest.mark.parametrize("made", ["half", "half_arithmetic"])
+def test_float16_stores_filters_as_float16(made: str, request: pytest.FixtureRequest) -> None:
+    made_file: Made = request.getfixturevalue(made)
+    data = made_file.file.read_bytes()
+    assert _bytes(made_file.network.head.weight.half()) in data
+    filters = made_file.network.project.weight.permute(0, 2, 3, 1).contiguous()
     assert _bytes(filters.half()) in data
     assert _bytes(filters.float()) not in data
 
@@ -280,5 +311,7 @@ def test_vulkan_lowers_and_says_where_it_runs(vulkan: Made) -> None:
 
 def test_a_recipe_of_two_precisions_is_refused_with_what_works() -> None:
     mixed = Recipe("w16", "float16", "float32", Tolerance(45, 1e-2))
+    single = Recipe("float32", "float32", "float32", Tolerance(45, 1e-2))
+    assert "leave it out" in (TARGET.refuses(single, ExecuTorchOptions(half_arithmetic=True)) or "")
     assert "float32 or float16 for both" in (TARGET.refuses(mixed, ExecuTorchOptions()) or "")
     assert TARGET.refuses(Recipe("f", "float16", "float16", Tolerance(45, 1e-2)), ExecuTorchOptions()) is None

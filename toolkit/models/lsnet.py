@@ -127,8 +127,8 @@ class LSNet(nn.Module):
     def initialise(self) -> None:
         """Random weights: kaiming normal, branches that start small, small classifiers.
 
-        The authors start every feed-forward branch at zero: a network left random would not depend on half
-        of its weights. At BRANCH_SCALE it does, and its activations stay in the hundreds.
+        The authors start feed-forward branches and attention biases at zero: a network left random would not
+        depend on half of its weights. At BRANCH_SCALE it does, and its activations stay in the hundreds.
         """
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d):
@@ -137,6 +137,8 @@ class LSNet(nn.Module):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.BatchNorm2d) and name.endswith(BRANCH_ENDS):
                 nn.init.constant_(module.weight, BRANCH_SCALE)
+            elif isinstance(module, Attention):
+                nn.init.trunc_normal_(module.attention_biases, std=0.02)
             elif isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
