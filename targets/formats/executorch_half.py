@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from torch import fx
     from torch.export import ExportedProgram
 
-LARGEST_FLOAT16 = 65504.0
 WITH_FILTERS = ("aten.convolution.default", "aten.linear.default")
 INTERFACE = "acmix_interface_cast"
 FILTER = "acmix_float16_filter"
@@ -133,14 +132,15 @@ def _half(value: Any) -> Any:
 
     if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
         return value
-    half = value.detach().clamp(-LARGEST_FLOAT16, LARGEST_FLOAT16).to(torch.float16)
+    half = value.detach().clamp(-float16.LARGEST, float16.LARGEST).to(torch.float16)
     return torch.nn.Parameter(half, requires_grad=False) if isinstance(value, torch.nn.Parameter) else half
 
 
 @contextlib.contextmanager
 def float16_filters() -> Iterator[None]:
-    """Store the filters of convolutions and linear layers as float16 while this is open; biases stay float32.
+    """Store filters of convolutions and linear layers as float16 while this is open; biases stay float32.
 
+    Depthwise and first convolutions keep float32 (acmix.targets.formats.float16), as do numbers beyond its range.
     XNNPACK takes a float16 filter with float32 activations (and computes in float32) as well as with float16
     ones.  ExecuTorch 1.5 makes use of neither: it writes every filter of a convolution as float32.
     """
@@ -168,8 +168,7 @@ def _with_float16_filter(visitor: Any) -> Any:
     class Float16Filter(visitor):  # type: ignore[misc]
         def define_node(self, node: fx.Node, *args: Any, **kwargs: Any) -> None:
             weight: Any = node.args[1]
-            filters = weight.op == "placeholder" and _is_float32(weight)
-            if filters and not float16.stays_float32(weight.meta["val"].shape):
+            if weight.op == "placeholder" and _fits_float16(self.exported_program, weight):
                 weight.meta["val"] = weight.meta["val"].to(torch.float16)
                 weight.meta[FILTER] = True
             super().define_node(node, *args, **kwargs)
@@ -179,3 +178,12 @@ def _with_float16_filter(visitor: Any) -> Any:
             super().define_tensor(tensor, *args, force_fp32=force_fp32 and not is_filter, **kwargs)
 
     return Float16Filter
+
+
+def _fits_float16(program: ExportedProgram, weight: fx.Node) -> bool:
+    from executorch.backends.xnnpack.operators import node_visitor
+
+    tensor = node_visitor.get_param_tensor(program, weight)
+    if tensor is None or not _is_float32(weight) or float16.stays_float32(tensor.shape):
+        return False
+    return bool(tensor.abs().max() <= float16.LARGEST)
