@@ -145,7 +145,7 @@ def agreements(proof: Proof) -> Table:
             "-" if a.cosine is None else f"{a.cosine:.7f}",
             "-" if a.top1_agreement is None else f"{a.top1_agreement:.0%}",
             a.worst_sample,
-            f"{a.tolerance.snr_db:.0f}",
+            f"{a.asked_db:.0f}",
             "[green]✓[/]" if a.passed else "[red]✗[/]",
         )
     return made

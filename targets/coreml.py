@@ -87,7 +87,8 @@ class CoreMLTarget:
             "minimum_deployment": job.options.minimum_deployment,
             "specification_version": str(specification.specificationVersion),
         }
-        return Lowered(inputs, outputs, tuple(notes), details=details)
+        half = job.recipe.weights == "float16"
+        return Lowered(inputs, outputs, tuple(notes), half_arithmetic=half, details=details)
 
     @contextlib.contextmanager
     def runner(self, file: Path, threads: int) -> Iterator[Runner]:

@@ -119,6 +119,7 @@ class ExecuTorch:
             notes=_float16_notes(program, job.options) if is_float16 else (),
             placement=placed,
             nondeterminism=NONDETERMINISM.get(delegate, ""),
+            half_arithmetic=is_float16 and (delegate != "xnnpack" or job.options.half_arithmetic),
             details=_details(delegate),
         )
 

@@ -69,6 +69,7 @@ class TargetRecord:
     notes: tuple[str, ...] = ()
     details: dict[str, str] = field(default_factory=dict)
     nondeterminism: str = ""
+    half_arithmetic: bool = False
 
 
 @dataclass(frozen=True)

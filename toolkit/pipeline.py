@@ -8,18 +8,18 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import psutil
 
 from acmix.toolkit import catalog, machine
 from acmix.toolkit.artifact import ModelRecord
 from acmix.toolkit.errors import DISK_FULL, AcmixError, UsageError
-from acmix.toolkit.execute import Interface, Reference, compare, on_pixel_grid, tolerances
+from acmix.toolkit.execute import Interface, Reference, compare, on_pixel_grid, relaxed, tolerances
 from acmix.toolkit.lower import LoweringRequest, start_lowering
 from acmix.toolkit.request import ExportRequest, Outcome, TargetRequest, refuse_early
 from acmix.toolkit.samples import Probes, Samples
@@ -28,6 +28,9 @@ from acmix.toolkit.session import SessionRequest, open_session
 from acmix.toolkit.spec import Preprocess, TensorSpec
 from acmix.toolkit.target import Array, Lowered, Placement
 from acmix.toolkit.verify import Proof, SampleSet, prove
+
+if TYPE_CHECKING:
+    from acmix.toolkit.conditioning import Attainable
 
 Stage = Literal["capture", "wait", "lower", "verify", "done", "failed"]
 Progress = Callable[[str, Stage, float], None]
@@ -95,6 +98,7 @@ def _stop(run: _Run, error: BaseException) -> None:
 def _capture(request: ExportRequest, scratch: Path, progress: Progress) -> Shared:
     # Imported here: torch takes seconds, and the converters are starting meanwhile.
     from acmix.toolkit import capture
+    from acmix.toolkit.conditioning import attainable
 
     begin = time.perf_counter()
     progress("", "capture", 0.0)
@@ -107,7 +111,8 @@ def _capture(request: ExportRequest, scratch: Path, progress: Progress) -> Share
     probes = Probes(captured.inputs, request.seed)
     sets: list[Samples] = [probes] if request.photos is None else [probes, request.photos]
     grid = spec.preprocess if request.takes_image else None
-    references = [list(_references(network, samples, grid)) for samples in sets]
+    conditioning = attainable(network.module, request.recipe)
+    references = [list(_references(network, conditioning, samples, grid)) for samples in sets]
     record = ModelRecord(
         spec.name,
         request.source.reference,
@@ -140,11 +145,15 @@ def _check_labels(request: ExportRequest, outputs: tuple[TensorSpec, ...]) -> No
 
 
 def _references(
-    network: Callable[[tuple[Array, ...]], list[Array]], samples: Samples, grid: Preprocess | None
+    network: Callable[[Sequence[Array]], list[Array]],
+    conditioning: Attainable,
+    samples: Samples,
+    grid: Preprocess | None,
 ) -> Iterator[Reference]:
     for identifier, inputs in zip(samples.identifiers, samples, strict=True):
         fed = tuple(on_pixel_grid(a, grid) for a in inputs) if grid is not None else inputs
-        yield Reference(identifier, fed, tuple(network(fed)))
+        outputs = tuple(network(fed))
+        yield Reference(identifier, fed, outputs, conditioning(fed, outputs))
 
 
 def _log(run: _Run, target: TargetRequest) -> Path:
@@ -212,6 +221,8 @@ def _prove(run: _Run, target: TargetRequest, common: Shared, lowered: Lowered, f
         session.load()
         rows = list(compare(session, [*common.probes, *common.photos], interface))
         placement = lowered.placement or session.placement()
-    limits = tolerances(run.request.recipe, common.outputs, run.request.snr_db_overrides)
+    limits = tolerances(
+        relaxed(run.request.recipe, lowered.half_arithmetic), common.outputs, run.request.snr_db_overrides
+    )
     names = [spec.name for spec in common.outputs]
     return prove(names, rows, limits, common.model.classifies, target.name, common.sample_sets), placement

@@ -14,10 +14,21 @@ class Tolerance:
 
     An output passes at `snr_db` or more. Where eager gives all zeros there is no signal to compare with:
     there the largest absolute difference must be `max_abs` or less.
+
+    A network can amplify rounding so much that eager itself does not keep `snr_db` (a deep one with random
+    weights, say). Then `margin_db` below what eager keeps is asked for, sample by sample: see
+    `acmix.toolkit.conditioning`.
     """
 
     snr_db: float
     max_abs: float
+    margin_db: float | None = None
+
+    def asked_db(self, attainable_db: float | None) -> float:
+        """The least SNR that passes where eager keeps `attainable_db` under the recipe's own rounding."""
+        if attainable_db is None or self.margin_db is None:
+            return self.snr_db
+        return min(self.snr_db, attainable_db - self.margin_db)
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,14 @@ def _manifest(
         acmix=machine.versions(["acmix"])["acmix"],
         model=common.model,
         recipe=request.recipe,
-        target=TargetRecord(target.name, options, lowered.notes, lowered.details, lowered.nondeterminism),
+        target=TargetRecord(
+            target.name,
+            options,
+            lowered.notes,
+            lowered.details,
+            lowered.nondeterminism,
+            lowered.half_arithmetic,
+        ),
         inputs=common.inputs,
         outputs=common.outputs,
         file_inputs=lowered.inputs,
@@ -112,7 +119,7 @@ def judge(request: ExportRequest, target: TargetRequest, artifact: Artifact) -> 
             target.name,
             artifact,
             f"output {worst.output!r} does not agree with eager: {found} on {worst.worst_sample!r}, "
-            f"{worst.tolerance.snr_db:.0f} dB asked for",
+            f"{worst.asked_db:.0f} dB asked for",
             1,
         )
     fallbacks = manifest.placement.fallbacks

@@ -83,6 +83,7 @@ class Lowered:
 
     placement: where it is known only while lowering (ExecuTorch); otherwise Target.placement reads the file.
     nondeterminism: why two exports differ in bytes, or '' when they do not.
+    half_arithmetic: the file computes in float16, so that more than its weights is rounded.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -90,6 +91,7 @@ class Lowered:
     notes: tuple[str, ...] = ()
     placement: Placement | None = None
     nondeterminism: str = ""
+    half_arithmetic: bool = False
     details: dict[str, str] = field(default_factory=dict)
 
 

@@ -20,7 +20,9 @@ Verdict = Literal["passed", "failed", "not executed"]
 class Agreement:
     """One output over all samples, against eager float32.
 
-    snr_db, cosine: of the worst sample; None when the reference is all zeros. max_abs: over all samples.
+    snr_db, asked_db: of the worst sample, a failing one if there is any; None when the reference is all zeros.
+    asked_db is less than the tolerance where eager itself keeps less under the recipe's rounding.
+    cosine: the least. max_abs: over all samples.
     top1_agreement: share of samples whose largest logit is the same one; None where outputs are no logits.
     """
 
@@ -31,6 +33,7 @@ class Agreement:
     cosine: float | None
     top1_agreement: float | None
     worst_sample: str
+    asked_db: float
     tolerance: Tolerance
     passed: bool
 
@@ -62,6 +65,7 @@ class Compared:
     sample: str
     wanted: Array
     found: Array
+    attainable_db: float | None = None
 
 
 SNR_LIMIT_DB = 300.0
@@ -93,46 +97,44 @@ def same_top1(wanted: Array, found: Array) -> bool:
 
 
 def agree(output: str, compared: Sequence[Compared], tolerance: Tolerance, logits: bool) -> Agreement:
-    """Compare one output over all samples; a sample of another shape or with NaN where eager has none fails."""
-    ratios: list[tuple[float, str]] = []
-    differences, cosines, top1 = [0.0], [], 0
-    passed = bool(compared)
-    for one in compared:
-        if one.wanted.shape != one.found.shape:
-            return Agreement(
-                output,
-                len(compared),
-                -SNR_LIMIT_DB,
-                sys.float_info.max,
-                None,
-                None,
-                one.sample,
-                tolerance,
-                False,
-            )
-        ratio = snr_db(one.wanted, one.found)
-        difference = float(np.abs(one.found.astype(np.float64) - one.wanted.astype(np.float64)).max(initial=0.0))
-        difference = difference if math.isfinite(difference) else sys.float_info.max
-        differences.append(difference)
-        cosines.append(cosine(one.wanted, one.found))
-        top1 += same_top1(one.wanted, one.found)
-        if ratio is not None:
-            ratios.append((ratio, one.sample))
-        passed = passed and (difference <= tolerance.max_abs if ratio is None else ratio >= tolerance.snr_db)
-    worst, sample = min(ratios, default=(None, compared[0].sample if compared else ""))
-    known = [c for c in cosines if c is not None]
-    share = top1 / len(compared) if logits and compared else None
+    """Compare one output over all samples; another shape fails, and so does NaN where eager has none."""
+    verdicts = [_judge_sample(one, tolerance) for one in compared]
+    worst = min(verdicts, key=lambda v: (v.passed, SNR_LIMIT_DB if v.snr_db is None else v.snr_db), default=None)
+    same_shape = [one for one in compared if one.wanted.shape == one.found.shape]
+    cosines = [c for one in same_shape if (c := cosine(one.wanted, one.found)) is not None]
+    top1 = sum(same_top1(one.wanted, one.found) for one in same_shape)
     return Agreement(
         output,
         len(compared),
-        worst,
-        max(differences),
-        min(known, default=None),
-        share,
-        sample,
+        worst.snr_db if worst else None,
+        max((v.max_abs for v in verdicts), default=0.0),
+        min(cosines, default=None),
+        top1 / len(compared) if logits and compared else None,
+        worst.sample if worst else "",
+        worst.asked_db if worst else tolerance.snr_db,
         tolerance,
-        passed,
+        bool(verdicts) and all(v.passed for v in verdicts),
     )
+
+
+@dataclass(frozen=True)
+class _SampleVerdict:
+    sample: str
+    snr_db: float | None
+    max_abs: float
+    asked_db: float
+    passed: bool
+
+
+def _judge_sample(one: Compared, tolerance: Tolerance) -> _SampleVerdict:
+    asked = tolerance.asked_db(one.attainable_db)
+    if one.wanted.shape != one.found.shape:
+        return _SampleVerdict(one.sample, -SNR_LIMIT_DB, sys.float_info.max, asked, False)
+    ratio = snr_db(one.wanted, one.found)
+    largest = float(np.abs(one.found.astype(np.float64) - one.wanted.astype(np.float64)).max(initial=0.0))
+    largest = largest if math.isfinite(largest) else sys.float_info.max
+    passed = largest <= tolerance.max_abs if ratio is None else ratio >= asked
+    return _SampleVerdict(one.sample, ratio, largest, asked, passed)
 
 
 def prove(

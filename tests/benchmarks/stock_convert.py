@@ -11,9 +11,22 @@ from acmix.toolkit import capture
 from acmix.toolkit.source import find_model
 
 
+def network(model: str) -> torch.nn.Module:
+    """The published form of a zoo model; `naive_lsnet_t` is the port with nn.Unfold, with the same weights."""
+    name = model.removeprefix("naive_")
+    published = capture.build(find_model(name, ()), None).module
+    if name == model:
+        return published
+    import naive_lsnet
+
+    naive = naive_lsnet.NaiveLSNet(name).eval()
+    naive.load_state_dict(published.state_dict())
+    return naive
+
+
 def main(target: str, model: str, file: Path) -> None:
-    """Convert the published form of a zoo model, as a user without acmix would."""
-    net = capture.build(find_model(model, ()), None).module
+    """Convert a network as a user without acmix would."""
+    net = network(model)
     x = torch.zeros(1, 3, 224, 224)
     if target == "tflite":
         import litert_torch

@@ -58,6 +58,16 @@ def test_nan_and_another_shape_fail() -> None:
     assert not agree("logits", [compared([1, 2], [1, 2, 3])], STRICT, logits=True).passed
 
 
+def test_an_ill_conditioned_sample_is_asked_for_less_and_no_other_one() -> None:
+    tolerance = Tolerance(snr_db=60.0, max_abs=1e-6, margin_db=10.0)
+    poor = Compared("poor", np.array([3.0, 4.0]), np.array([3.0, 4.5]), attainable_db=25.0)
+    result = agree("logits", [poor], tolerance, logits=True)
+    assert result.passed
+    assert result.asked_db == 15.0
+    assert not agree("logits", [Compared("good", poor.wanted, poor.found, 90.0)], tolerance, logits=True).passed
+    assert not agree("logits", [poor], Tolerance(snr_db=60.0, max_abs=1e-6), logits=True).passed
+
+
 def test_no_samples_is_no_proof() -> None:
     assert not agree("logits", [], STRICT, logits=True).passed
 

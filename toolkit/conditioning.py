@@ -1,0 +1,59 @@
+"""How much of its own outputs a network keeps when numbers are rounded: what no converter can do better than.
+
+For float32: eager float32 against eager float64. For float16: eager with its filters rounded to float16, but for
+those of depthwise and first convolutions, which the targets keep, against eager.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from acmix.toolkit.capture import flat_tensors
+from acmix.toolkit.recipe import Recipe
+from acmix.toolkit.target import Array
+from acmix.toolkit.verify import snr_db
+
+IMAGE_CHANNELS = 4
+
+Attainable = Callable[[Sequence[Array], Sequence[Array]], tuple[float | None, ...]]
+"""From a sample's inputs and its eager outputs to the SNR that rounding alone leaves, one an output."""
+
+
+def attainable(module: nn.Module, recipe: Recipe) -> Attainable:
+    """Measure the conditioning of a network under a recipe's rounding.
+
+    A module that cannot be copied or computed in float64 has no known conditioning: None for every output.
+    """
+    try:
+        perturbed = copy.deepcopy(module)
+        perturbed = perturbed.double() if recipe.weights == "float32" else _rounded(perturbed)
+    except (RuntimeError, TypeError, ValueError):
+        return lambda inputs, outputs: (None,) * len(outputs)
+    dtype = torch.float64 if recipe.weights == "float32" else torch.float32
+
+    def measure(inputs: Sequence[Array], outputs: Sequence[Array]) -> tuple[float | None, ...]:
+        try:
+            with torch.no_grad():
+                found = flat_tensors(perturbed(*(_as(array, dtype) for array in inputs)))
+        except (RuntimeError, TypeError):
+            return (None,) * len(outputs)
+        return tuple(snr_db(o, f.double().numpy()) for o, f in zip(outputs, found, strict=True))
+
+    return measure
+
+
+def _as(array: Array, dtype: torch.dtype) -> Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _rounded(module: nn.Module) -> nn.Module:
+    for parameter in module.parameters():
+        if parameter.dim() > 1 and parameter.shape[1] > IMAGE_CHANNELS:
+            parameter.data = parameter.data.half().float()
+    return module
