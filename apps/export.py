@@ -85,8 +85,9 @@ def export_model(
 def _run_export(request: ExportRequest) -> list[Outcome]:
     from acmix.apps.live import StageLines
     from acmix.toolkit import pipeline
-    from acmix.toolkit.request import has_random_weights
+    from acmix.toolkit.request import has_random_weights, refuse_early
 
+    refuse_early(request)
     screen = console()
     if has_random_weights(request):
         screen.print(
@@ -107,6 +108,9 @@ def _report_export(results: list[Outcome]) -> int:
             screen.print(f"[red]{result.target}[/]: {result.error}", markup=True)
         elif result.artifact and result.artifact.manifest.proof.reason:
             screen.print(f"{result.target}: {result.artifact.manifest.proof.reason}")
+    remarks = {tables.conditioning(r.artifact.manifest) for r in results if r.artifact is not None}
+    for remark in sorted(remarks - {""}):
+        screen.print(remark)
     done = [r.artifact for r in results if r.artifact is not None]
     if done:
         screen.print(f"Wrote {', '.join(str(a.folder) for a in done)}")

@@ -75,13 +75,35 @@ def outcome_row(artifact: Artifact) -> list[str]:
         manifest.recipe.name,
         f"{artifact.size_bytes / 1e6:.2f}",
         "-" if worst is None else snr(worst.snr_db),
+        "-" if worst is None else f"{worst.asked_db:.0f}",
         top1,
         delegation(manifest.placement),
         verdict(manifest.proof),
     ]
 
 
-OUTCOME_COLUMNS = ("target", "precision", ">MB", ">SNR dB", ">same top-1", "operators delegated", "against eager")
+OUTCOME_COLUMNS = (
+    "target",
+    "precision",
+    ">MB",
+    ">SNR dB",
+    ">asked",
+    ">same top-1",
+    "operators delegated",
+    "against eager",
+)
+
+
+def conditioning(manifest: Manifest) -> str:
+    """Why less than the recipe's SNR was asked for; '' when it was not."""
+    worst = _worst(manifest.proof.agreements)
+    if worst is None or worst.asked_db >= worst.tolerance.snr_db:
+        return ""
+    return (
+        f"{manifest.model.name} amplifies rounding: on {worst.worst_sample!r} eager itself keeps so little under "
+        f"{manifest.recipe.name} rounding that {worst.asked_db:.0f} dB were asked for in place of "
+        f"{worst.tolerance.snr_db:.0f}{', as networks with random weights do' * manifest.model.weights.is_random}."
+    )
 
 
 def outcomes(results: Sequence[Outcome]) -> Table:

@@ -34,7 +34,8 @@ def test_the_catalog_reads_the_same_names_as_python_does() -> None:
 def test_parameters_and_macs_are_the_published_ones(name: str) -> None:
     spec = spec_of(name)
     network = network_of(spec)
-    assert parameter_count(network.module) == spec.claims.parameters
+    if spec.claims.parameters is not None:
+        assert parameter_count(network.module) == spec.claims.parameters
     assert spec.claims.macs is not None
     macs = capture.count_macs(network)
     # Published to three digits at the most, and some counters add pooling and activations.

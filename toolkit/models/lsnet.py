@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acmix.toolkit.errors import UsageError
-from acmix.toolkit.lsnet_convolution import LSConv
-from acmix.toolkit.lsnet_layers import (
+from acmix.toolkit.models._lsnet_convolution import LSConv
+from acmix.toolkit.models._lsnet_layers import (
     Attention,
     ConvBN,
     Fusable,
@@ -25,6 +25,7 @@ from acmix.toolkit.lsnet_layers import (
 from acmix.toolkit.spec import Claims, ModelSpec, StateDict, TensorSpec, imagenet_preprocess
 
 BRANCH_ENDS = (".pw2.bn", ".proj.1.bn", ".mixer.conv.bn", ".mixer.conv1.bn", ".mixer.bn")
+ATTENTION_ENTRIES = (".qkv.bn", ".m.dw.bn")
 BRANCH_SCALE = 0.25
 STAGES = ("patch_embed", "blocks1", "blocks2", "blocks3", "blocks4")
 
@@ -128,14 +129,15 @@ class LSNet(nn.Module):
         """Random weights: kaiming normal, branches that start small, small classifiers.
 
         The authors start feed-forward branches and attention biases at zero: a network left random would not
-        depend on half of its weights. At BRANCH_SCALE it does, and its activations stay in the hundreds.
+        depend on half of its weights. At BRANCH_SCALE it does, its activations stay in the hundreds, and its
+        softmax is not saturated: a saturated one turns float16's rounding into another choice (16 dB for 45).
         """
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.BatchNorm2d) and name.endswith(BRANCH_ENDS):
+            elif isinstance(module, nn.BatchNorm2d) and name.endswith(BRANCH_ENDS + ATTENTION_ENTRIES):
                 nn.init.constant_(module.weight, BRANCH_SCALE)
             elif isinstance(module, Attention):
                 nn.init.trunc_normal_(module.attention_biases, std=0.02)

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acmix.toolkit.errors import UsageError
-from acmix.toolkit.lsnet_convolution import (
+from acmix.toolkit.models._lsnet_convolution import (
     FusedLSConv,
     LSConv,
     RowBands,
     small_kernel_aggregation,
     tap_major_aggregation,
 )
-from acmix.toolkit.lsnet_layers import Attention, ConvBN, FusedAttention, RepVGGDW, distance_indices
+from acmix.toolkit.models._lsnet_layers import Attention, ConvBN, FusedAttention, RepVGGDW, distance_indices
 from acmix.toolkit.models.lsnet import (
     MODELS,
     BNLinear,

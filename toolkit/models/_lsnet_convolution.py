@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acmix.toolkit.lsnet_layers import ConvBN, affine, convolution, pointwise
+from acmix.toolkit.models._lsnet_layers import ConvBN, affine, convolution, pointwise
 
 TAPS = 9
 SHARING = 8
