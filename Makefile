@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 VIEW   := build/view/acmix
+PHOTOS := build/foolbox/foolbox-3.3.4-py3-none-any.whl
 
 .PHONY: setup demo test lint types bench clean
 
@@ -16,10 +17,10 @@ $(READY): requirements.lock pyproject.toml
 	touch $(READY)
 
 # Twenty labelled ImageNet photos travel inside this package; nothing of it is imported.
-build/foolbox: | $(READY)
+$(PHOTOS): | $(READY)
 	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest build/foolbox foolbox==3.3.4
 
-demo: setup build/foolbox
+demo: setup $(PHOTOS)
 	$(BIN)/python -m acmix.apps.demo build/foolbox build/demo
 
 test: setup

@@ -37,7 +37,7 @@ def export_model(
         str | None, typer.Option("--preprocess", help="'imagenet' or a TOML file; for your own models.")
     ] = None,
     labels: Annotated[Path | None, typer.Option("--labels", help="A text file, one class name a line.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of random weights and of the probes.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**31, help="Of random weights and of the probes.")] = 0,
     min_snr: Annotated[
         str | None, typer.Option("--min-snr", help="Agreement asked for in dB: 70, or logits=70,features=40.")
     ] = None,
@@ -91,8 +91,9 @@ def _run_export(request: ExportRequest) -> list[Outcome]:
     screen = console()
     if has_random_weights(request):
         screen.print(
-            f"[bold red]RANDOM WEIGHTS[/]: {request.source.spec.name} has no trained weights (seed {request.seed}).\n"
-            "Right for timing and placement, useless for classifying. Give a checkpoint: --weights FILE."
+            f"RANDOM WEIGHTS: {request.source.spec.name} has no trained weights (seed {request.seed}).\n"
+            "Right for timing and placement, useless for classifying. Give a checkpoint: --weights FILE.",
+            style="bold red",
         )
     with StageLines(screen) as lines:
         return pipeline.export(request, lines.progress)
@@ -105,7 +106,7 @@ def _report_export(results: list[Outcome]) -> int:
     screen.print(tables.outcomes(results))
     for result in results:
         if result.error:
-            screen.print(f"[red]{result.target}[/]: {result.error}", markup=True)
+            screen.print(f"{result.target}: {result.error}", style="red")
         elif result.artifact and result.artifact.manifest.proof.reason:
             screen.print(f"{result.target}: {result.artifact.manifest.proof.reason}")
     remarks = {tables.conditioning(r.artifact.manifest) for r in results if r.artifact is not None}

@@ -18,8 +18,8 @@ WORDS: dict[Stage, str] = {
     "wait": "waiting for the capture",
     "lower": "lowering",
     "verify": "running the saved file",
-    "done": "[green]done[/]",
-    "failed": "[red]failed[/]",
+    "done": "done",
+    "failed": "failed",
 }
 
 

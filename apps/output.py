@@ -20,7 +20,7 @@ def console() -> Console:
     """Where people read: stderr."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 160)
+    return Console(stderr=True, highlight=False, markup=False, width=None if sys.stderr.isatty() else 160)
 
 
 def print_json(verb: str, **content: Any) -> None:
@@ -36,7 +36,8 @@ def print_json(verb: str, **content: Any) -> None:
 @contextlib.contextmanager
 def log_file(beside: Path, verb: str) -> Iterator[Path]:
     """A log beside the artifact, kept only when something fails; in the temporary folder if that is not writable."""
-    folder = beside.absolute().parent
+    beside = beside.resolve()
+    folder = beside.parent
     folder = folder if os.access(folder, os.W_OK) else Path(tempfile.gettempdir())
     log = folder / f"{beside.name}.{verb}.log"
     log.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,11 @@ def export_request(flags: ExportFlags, target_flags: dict[str, Any]) -> ExportRe
     if flags.photos is not None:
         from acmix.calibration.photos import read_photo_folder
 
+        fed = [spec.shape for spec in source.spec.inputs]
+        if source.spec.preprocess is not None and fed != [(1, 3, *source.spec.preprocess.crop)]:
+            raise UsageError(
+                "--photos are for models with one image input, 1x3xHxW, as large as the preprocessing's crop."
+            )
         samples = read_photo_folder(flags.photos, source.spec.preprocess).first(PHOTOS_IN_PROOF)
     return ExportRequest(
         source,
@@ -137,8 +143,10 @@ def parse_min_snr(text: str) -> dict[str, float]:
         name, _, value = part.rpartition("=")
         try:
             wanted[name.strip()] = float(value)
-        except ValueError as error:
-            raise UsageError(f"--min-snr {part!r} is no number of dB.\nWrite 70, or logits=70,features=40.") from error
+        except ValueError:
+            wanted[name.strip()] = math.nan
+        if not math.isfinite(wanted[name.strip()]):
+            raise UsageError(f"--min-snr {part!r} is no number of dB.\nWrite 70, or logits=70,features=40.")
     return wanted
 
 

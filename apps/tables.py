@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
+from rich.text import Text
 
 from acmix.toolkit.verify import SNR_LIMIT_DB
 
@@ -38,12 +39,17 @@ def snr(value: float | None) -> str:
     return "NaN" if value <= -SNR_LIMIT_DB else f"{value:.1f}"
 
 
-def verdict(proof: Proof) -> str:
+def mark(fine: bool) -> Text:
+    """A tick or a cross."""
+    return Text("✓", "green") if fine else Text("✗", "red")
+
+
+def verdict(proof: Proof) -> Text:
     """The verdict, with a tick only for what ran and agreed."""
     return {
-        "passed": "[green]✓ passed[/]",
-        "failed": "[red]✗ failed[/]",
-        "not executed": "[yellow]not executed[/]",
+        "passed": Text("✓ passed", "green"),
+        "failed": Text("✗ failed", "red"),
+        "not executed": Text("not executed", "yellow"),
     }[proof.verdict]
 
 
@@ -65,7 +71,7 @@ def _worst(agreements: Iterable[Agreement]) -> Agreement | None:
     return min(agreements, key=lambda a: SNR_LIMIT_DB if a.snr_db is None else a.snr_db, default=None)
 
 
-def outcome_row(artifact: Artifact) -> list[str]:
+def outcome_row(artifact: Artifact) -> list[str | Text]:
     """Target, size, SNR, top-1 agreement, delegated operators, verdict."""
     manifest = artifact.manifest
     worst = _worst(manifest.proof.agreements)
@@ -111,7 +117,7 @@ def outcomes(results: Sequence[Outcome]) -> Table:
     made = table(*OUTCOME_COLUMNS, ">lowered in s")
     for result in results:
         if result.artifact is None:
-            made.add_row(result.target, "", "", "", "", "", "[red]✗ not exported[/]", "")
+            made.add_row(result.target, "", "", "", "", "", Text("✗ not exported", "red"), "")
         else:
             made.add_row(*outcome_row(result.artifact), f"{result.artifact.manifest.timings_s['lower']:.1f}")
     return made
@@ -168,7 +174,7 @@ def agreements(proof: Proof) -> Table:
             "-" if a.top1_agreement is None else f"{a.top1_agreement:.0%}",
             a.worst_sample,
             f"{a.asked_db:.0f}",
-            "[green]✓[/]" if a.passed else "[red]✗[/]",
+            mark(a.passed),
         )
     return made
 
@@ -218,7 +224,7 @@ def summary(manifest: Manifest) -> Table:
     made.add_row("model", f"{manifest.model.name} ({manifest.model.source})")
     made.add_row(
         "weights",
-        f"{'[red]RANDOM[/], seed ' + str(weights.seed) if weights.is_random else weights.kind} {weights.source}",
+        f"{f'RANDOM, seed {weights.seed}' if weights.is_random else weights.kind} {weights.source}",
     )
     made.add_row("size", f"{manifest.model.parameters:,} parameters, {manifest.model.macs / 1e6:.1f} MMAC")
     for name, specs in (("inputs", manifest.file_inputs), ("outputs", manifest.file_outputs)):
@@ -232,5 +238,5 @@ def summary(manifest: Manifest) -> Table:
     for rule in prepared.rewrites:
         made.add_row("rewrite", f"{rule.name}, {rule.times} times ({rule.claim})")
     made.add_row("same bytes", manifest.target.nondeterminism or "yes: exporting again gives the same file")
-    made.add_row("against eager", f"{verdict(manifest.proof)} {manifest.proof.reason}")
+    made.add_row("against eager", Text.assemble(verdict(manifest.proof), " ", manifest.proof.reason))
     return made

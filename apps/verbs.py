@@ -52,7 +52,7 @@ def _list_targets(as_json: bool) -> None:
     made = tables.table("target", "file", "options", "installed")
     for name, target, missing in rows:
         flags = " ".join(f"--{key.replace('_', '-')}" for key in target.options.__dataclass_fields__)
-        made.add_row(name, f"model{target.suffix}", flags, f"no: pip install 'acmix[[{name}]'" if missing else "yes")
+        made.add_row(name, f"model{target.suffix}", flags, f"no: pip install 'acmix[{name}]'" if missing else "yes")
     console().print(made)
     return None
 
@@ -82,7 +82,7 @@ def verify(artifact: Folder, as_json: Json = False) -> None:
     if as_json:
         print_json("verify", artifact=opened.name, proof=proof)
     screen = console()
-    screen.print(f"{opened.name}: digests match. {tables.verdict(proof)} {proof.reason}")
+    screen.print(f"{opened.name}: digests match.", tables.verdict(proof), proof.reason)
     if proof.agreements:
         screen.print(tables.agreements(proof))
     raise typer.Exit(1 if proof.verdict == "failed" else 0)
@@ -116,7 +116,10 @@ def inspect(
 def evaluate(
     artifact: Folder,
     data: Annotated[Path, typer.Option("--data", help="Photos with labels.csv (file,label) or a folder a class.")],
-    limit: Annotated[int | None, typer.Option("--limit", help="At most so many photos, spread evenly.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Where the network comes from, when it is your own: file.py:make.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many photos, spread evenly.")] = None,
     as_json: Json = False,
 ) -> None:
     """Top-1 and top-5 on labelled photos, and agreement with the eager network."""
@@ -133,7 +136,7 @@ def evaluate(
     screen = console()
     with log_file(artifact, "evaluate") as log, Progress(console=screen, transient=True) as progress:
         task = progress.add_task(opened.name, total=len(samples))
-        result = evaluation.evaluate(opened, samples, log, lambda n: progress.update(task, completed=n))
+        result = evaluation.evaluate(opened, samples, log, lambda n: progress.update(task, completed=n), model)
     if as_json:
         print_json("evaluate", evaluation=result)
     screen.print(tables.evaluations([result]))
@@ -145,7 +148,9 @@ def profile(
     artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifacts; several are interleaved.")],
     threads: Annotated[int, typer.Option("--threads", help="Runtime threads, each pinned to a processor.")] = 1,
     runs: Annotated[int, typer.Option("--runs", min=1, help="At least so many runs.")] = 50,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.0, help="At least so many seconds of runs.")] = 1.0,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.0, max=3600.0, help="At least so many seconds of runs.")
+    ] = 1.0,
     as_json: Json = False,
 ) -> None:
     """Latency on this host: load, first run, warm-up apart, raw samples kept."""
@@ -175,6 +180,6 @@ def doctor(as_json: Json = False) -> None:
         print_json("doctor", checks=checks)
     made = tables.table("", "what", "found", "cure")
     for check in checks:
-        made.add_row("[green]✓[/]" if check.fine else "[red]✗[/]", check.what, check.found, check.cure)
+        made.add_row(tables.mark(check.fine), check.what, check.found, check.cure)
     console().print(made)
     raise typer.Exit(0 if all(check.fine for check in checks) else 1)

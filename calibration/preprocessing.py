@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def read_preprocess(text: str, inputs: tuple[TensorSpec, ...]) -> Preprocess:
         raise UsageError(f"{path} is no preprocessing: {error}\nSee docs/models.md.") from error
     if sizes and preprocess.crop not in sizes:
         raise UsageError(f"{path} crops to {preprocess.crop}, but the input is {next(iter(sizes))}.")
+    if not all(math.isfinite(value) for value in (*preprocess.mean, *preprocess.std)) or preprocess.resize_short < 1:
+        raise UsageError(f"{path}: mean, std and resize_short are finite, and resize_short is 1 or more.")
     if any(value <= 0 for value in preprocess.std):
         raise UsageError(f"{path}: every std is above 0, in pixel units (0 to 255).")
     return preprocess

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from acmix.toolkit.errors import UsageError
-from acmix.toolkit.recipe import Recipe
+from acmix.toolkit.recipe import Recipe, Tolerance
 from acmix.toolkit.rewrite import AppliedRewrite
 from acmix.toolkit.spec import Preprocess, TensorSpec
 from acmix.toolkit.target import Placement
@@ -102,12 +102,14 @@ class Manifest:
     preparation: Preparation
     placement: Placement
     proof: Proof
+    tolerances: tuple[Tolerance, ...]
     files: tuple[FileDigest, ...]
     tools: dict[str, str]
     machine: dict[str, str]
     timings_s: dict[str, float]
     log: str
     seed: int = 0
+    pixel_grid: bool = False
     schema_version: int = SCHEMA_VERSION
 
 

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import copy
-import logging
 import math
-import os
 import re
-import warnings
-import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from acmix.toolkit import weights
 from acmix.toolkit.artifact import Preparation, WeightsOrigin
 from acmix.toolkit.errors import UsageError
+from acmix.toolkit.program import quiet
 from acmix.toolkit.rewrite import rewrite
 from acmix.toolkit.source import ModelSource, parameter_count, user_line
 from acmix.toolkit.spec import ModelSpec, TensorSpec
@@ -194,8 +190,11 @@ def _measure(network: Network, zeros: tuple[Tensor, ...]) -> tuple[int, dict[str
 def _named(spec: ModelSpec, outputs: object) -> dict[str, Tensor]:
     """Outputs by name: the keys of a dict, the spec's own names, or output_0, output_1 and so on."""
     tensors = flat_tensors(outputs)
-    if isinstance(outputs, dict) and len(outputs) == len(tensors):
-        names = [re.sub(r"\W", "_", str(key)) for key in outputs]
+    if not tensors:
+        raise UsageError("the model returns nothing; acmix exports models whose outputs are tensors.")
+    keys = [re.sub(r"\W", "_", str(key)) for key in outputs] if isinstance(outputs, dict) else []
+    if len(set(keys)) == len(tensors):
+        names = keys
     elif len(spec.outputs) == len(tensors):
         names = list(spec.outputs)
     else:
@@ -225,52 +224,3 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...], source: ModelSource) 
             f"{'at ' + line if line else 'in the module itself'}\n"
             "The graph must be the same for every input: no branch on a tensor's value, no .item()."
         ) from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without torch's warnings about its own deprecations."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-
-
-def save_program(program: ExportedProgram, path: Path) -> None:
-    """Write a program for the lowering processes."""
-    with quiet():
-        torch.export.save(program, path)
-
-
-def load_program(path: Path) -> ExportedProgram:
-    """Read a .pt2; no pickled code runs.
-
-    Raises UsageError when the file is missing, is no program, or holds objects that only pickle can make.
-    """
-    if not path.is_file():
-        raise UsageError(f"there is no file {path}.\nSave one with torch.export.save(program, 'captured.pt2').")
-    if not zipfile.is_zipfile(path):
-        raise UsageError(f"{path} is not a saved ExportedProgram: it is truncated or of another kind.\nSave it again.")
-    with zipfile.ZipFile(path) as archive:
-        pickled = [n for n in archive.namelist() if Path(n).name.startswith(("opaque_obj", "custom_obj"))]
-    if pickled:
-        raise UsageError(f"{path} holds a pickled object ({Path(pickled[0]).name}), which could run code: refused.")
-    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    try:
-        with quiet():
-            return torch.export.load(path)
-    except Exception as error:
-        raise UsageError(
-            f"{path} cannot be read as an ExportedProgram: {type(error).__name__}: {str(error)[:200]}\n"
-            f"Save it again with torch.export.save of torch {torch.__version__.split('+')[0]}."
-        ) from error
-    finally:
-        if before is None:
-            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
-        else:
-            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before

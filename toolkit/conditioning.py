@@ -42,9 +42,14 @@ def attainable(module: nn.Module, recipe: Recipe) -> Attainable:
                 found = flat_tensors(perturbed(*(_as(array, dtype) for array in inputs)))
         except (RuntimeError, TypeError):
             return (None,) * len(outputs)
-        return tuple(snr_db(o, f.double().numpy()) for o, f in zip(outputs, found, strict=True))
+        return tuple(_kept(o, f.double().numpy()) for o, f in zip(outputs, found, strict=True))
 
     return measure
+
+
+def _kept(output: Array, perturbed: Array) -> float | None:
+    # Nothing is known of an output that is not finite to begin with: it is asked for in full, and fails.
+    return snr_db(output, perturbed) if np.isfinite(output).all() else None
 
 
 def _as(array: Array, dtype: torch.dtype) -> Tensor:

@@ -37,7 +37,7 @@ def _target(name: str) -> Check:
     target = catalog.load_target(name)
     missing = catalog.missing_package(name)
     if missing:
-        return Check(f"target {name}", f"{missing} is not installed", False, f"pip install 'acmix[[{name}]'")
+        return Check(f"target {name}", f"{missing} is not installed", False, f"pip install 'acmix[{name}]'")
     found = ", ".join(f"{n} {v}" for n, v in machine.versions(target.distributions).items())
     reason = target.cannot_run_here(target.options())
     return Check(f"target {name}", found, True, f"exports; {reason}" if reason else "")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from acmix.toolkit import catalog
@@ -48,7 +49,9 @@ class _Row:
     eager: Array | None
 
 
-def evaluate(artifact: Artifact, samples: Samples, log: Path, advance: Callable[[int], None]) -> Evaluation:
+def evaluate(
+    artifact: Artifact, samples: Samples, log: Path, advance: Callable[[int], None], model: str | None = None
+) -> Evaluation:
     """Run every photo through the saved file and through eager float32.
 
     Raises UsageError when the artifact cannot run here, was changed, or does not classify.
@@ -58,9 +61,12 @@ def evaluate(artifact: Artifact, samples: Samples, log: Path, advance: Callable[
     if not manifest.model.classifies:
         raise UsageError(f"{artifact.name} gives no class scores, so there is no top-1 to evaluate.")
     catalog.require_packages(manifest.target.name)
-    eager, missing = rebuild(artifact)
+    target = catalog.load_target(manifest.target.name)
+    if reason := target.cannot_run_here(msgspec.convert(manifest.target.options, target.options)):
+        raise UsageError(f"{artifact.name} cannot be evaluated on this host: {reason}")
+    eager, missing = rebuild(artifact, model)
     interface = interface_of(artifact)
-    snap = manifest.preprocess if any(s.layout == "image" for s in manifest.file_inputs) else None
+    snap = manifest.preprocess if manifest.pixel_grid else None
     labels = samples.labels or (None,) * len(samples)
     rows: list[_Row] = []
     with open_session(SessionRequest(manifest.target.name, str(artifact.model_file)), log) as session:
@@ -99,21 +105,28 @@ def _among(scores: Array, label: int | None, count: int) -> bool:
     return label in np.argsort(-scores.ravel(), kind="stable")[:count].tolist()
 
 
-def rebuild(artifact: Artifact) -> tuple[Callable[[Sequence[Array]], list[Array]] | None, str]:
-    """The eager network that an artifact came from, or None and the reason.
+def rebuild(
+    artifact: Artifact, model: str | None = None
+) -> tuple[Callable[[Sequence[Array]], list[Array]] | None, str]:
+    """The eager network that an artifact came from, or None and the reason; `model` as for --model.
 
     The weights' digest must be the manifest's, or nothing could be said about agreement.
     """
     from acmix.toolkit import capture, source
 
     record = artifact.manifest.model
-    inputs = () if record.source.endswith(".pt2") else artifact.manifest.inputs
+    in_zoo = any(card.name == record.source for card in catalog.model_cards())
+    if model is None and not in_zoo:
+        # A manifest may come from anywhere: it does not get to choose which Python file runs here.
+        return None, f"it was made from {record.source}; run that again with --model {record.source}"
+    reference = model or record.source
+    inputs = () if reference.endswith(".pt2") else artifact.manifest.inputs
     option = {"file": record.weights.source, "random": "random"}.get(record.weights.kind)
     try:
-        model = source.find_model(record.source, inputs, artifact.manifest.preprocess)
-        network = capture.build(model, option, record.weights.seed or 0)
+        found = source.find_model(reference, inputs, artifact.manifest.preprocess)
+        network = capture.build(found, option, record.weights.seed or 0)
     except UsageError as error:
         return None, str(error).splitlines()[0]
     if network.weights.digest != record.weights.digest:
-        return None, f"{record.source} has other weights now than when it was exported"
+        return None, f"{reference} has other weights now than when it was exported"
     return network, ""

@@ -27,6 +27,8 @@ from acmix.toolkit.session import private_stdout
 from acmix.toolkit.spec import Preprocess, TensorSpec
 from acmix.toolkit.target import Lowered, LoweringJob
 
+TIMEOUT_S = 1800.0
+
 
 @dataclass(frozen=True)
 class LoweringRequest:
@@ -67,7 +69,12 @@ class Lowering:
         Raises UsageError when the target refuses, GateError when the converter fails or dies.
         """
         with contextlib.suppress(BrokenPipeError):
-            output, _ = self.process.communicate(msgspec.json.encode(request) + b"\n")
+            try:
+                output, _ = self.process.communicate(msgspec.json.encode(request) + b"\n", timeout=TIMEOUT_S)
+            except subprocess.TimeoutExpired as error:
+                raise GateError(
+                    f"the {self.target} converter took more than {TIMEOUT_S:.0f} s.\nFull log: {self.log}"
+                ) from error
         code = self.process.returncode
         if code != 0 or not output.strip():
             how = f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with {code}"
@@ -105,7 +112,7 @@ def start_lowering(target: str, log: Path, threads: int) -> Iterator[Lowering]:
 
 
 def _lower(target_name: str, request: LoweringRequest) -> LoweringAnswer:
-    from acmix.toolkit.capture import load_program
+    from acmix.toolkit.program import load_program
 
     target = catalog.load_target(target_name)
     begin = time.perf_counter()

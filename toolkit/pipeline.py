@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from acmix.toolkit.artifact import ModelRecord
 from acmix.toolkit.errors import DISK_FULL, AcmixError, UsageError
 from acmix.toolkit.execute import Interface, Reference, compare, on_pixel_grid, relaxed, tolerances
 from acmix.toolkit.lower import LoweringRequest, start_lowering
+from acmix.toolkit.recipe import Tolerance
 from acmix.toolkit.request import ExportRequest, Outcome, TargetRequest, refuse_early
 from acmix.toolkit.samples import Probes, Samples
 from acmix.toolkit.seal import Finished, Shared, judge, seal
@@ -72,8 +74,9 @@ def export(request: ExportRequest, progress: Progress) -> list[Outcome]:
             run.shared.set_result(_capture(request, Path(scratch), progress))
             return [future.result() for future in futures]
         except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
             _stop(run, error)
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=True)
             if not run.shared.exception():
                 raise
             for target in request.targets:
@@ -99,14 +102,16 @@ def _capture(request: ExportRequest, scratch: Path, progress: Progress) -> Share
     # Imported here: torch takes seconds, and the converters are starting meanwhile.
     from acmix.toolkit import capture
     from acmix.toolkit.conditioning import attainable
+    from acmix.toolkit.program import save_program
 
     begin = time.perf_counter()
     progress("", "capture", 0.0)
     network = capture.build(request.source, request.weights, request.seed)
     captured = capture.capture(network)
     _check_labels(request, captured.outputs)
+    _check_names(request, captured.outputs)
     program = scratch / "captured.pt2"
-    capture.save_program(captured.program, program)
+    save_program(captured.program, program)
     spec = request.source.spec
     probes = Probes(captured.inputs, request.seed)
     sets: list[Samples] = [probes] if request.photos is None else [probes, request.photos]
@@ -144,6 +149,12 @@ def _check_labels(request: ExportRequest, outputs: tuple[TensorSpec, ...]) -> No
         )
 
 
+def _check_names(request: ExportRequest, outputs: tuple[TensorSpec, ...]) -> None:
+    names = {spec.name for spec in outputs}
+    for name in request.snr_db_overrides.keys() - names - {""}:
+        raise UsageError(f"--min-snr names {name!r}; the outputs are {', '.join(sorted(names))}.")
+
+
 def _references(
     network: Callable[[Sequence[Array]], list[Array]],
     conditioning: Attainable,
@@ -163,6 +174,8 @@ def _log(run: _Run, target: TargetRequest) -> Path:
 def _export_one(run: _Run, target: TargetRequest) -> Outcome:
     staging: Path | None = None
     try:
+        if run.cancelled.is_set():
+            raise UsageError("interrupted")
         with start_lowering(target.name, _log(run, target), run.converter_threads) as lowering:
             run.progress(target.name, "wait", 0.0)
             common = run.shared.result()
@@ -174,13 +187,17 @@ def _export_one(run: _Run, target: TargetRequest) -> Outcome:
             raise UsageError("interrupted")
         run.progress(target.name, "verify", seconds)
         begin = time.perf_counter()
-        proof, placement = _prove(run, target, common, lowered, file)
+        recipe = relaxed(run.request.recipe, lowered.half_arithmetic)
+        limits = tuple(tolerances(recipe, common.outputs, run.request.snr_db_overrides))
+        proof, placement = _prove(run, target, common, lowered, file, limits)
         timings = {"capture": common.seconds, "lower": seconds, "verify": time.perf_counter() - begin}
-        finished = Finished(lowered, proof, placement, timings, _log(run, target).name)
+        finished = Finished(lowered, proof, placement, timings, _log(run, target).name, limits)
+        if run.cancelled.is_set():
+            raise UsageError("interrupted")
         artifact = seal(run.request, target, common, finished, staging)
         run.progress(target.name, "done", timings["verify"])
         return judge(run.request, target, artifact)
-    except (AcmixError, OSError) as error:
+    except Exception as error:
         if not run.cancelled.is_set():
             run.progress(target.name, "failed", 0.0)
         return _failed(run, target, error)
@@ -193,7 +210,12 @@ def _failed(run: _Run, target: TargetRequest, error: Exception) -> Outcome:
     # A converter that cannot write says so in its own words, or dies: ask the disk itself.
     if shutil.disk_usage(run.request.out).free < SPARE_BYTES:
         return Outcome(target.name, error=DISK_FULL.format(place=run.request.out), exit_code=2)
-    return Outcome(target.name, error=str(error), exit_code=getattr(error, "exit_code", 2))
+    if isinstance(error, AcmixError):
+        return Outcome(target.name, error=str(error), exit_code=error.exit_code)
+    log = _log(run, target)
+    with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as stream:
+        traceback.print_exception(error, file=stream)
+    return Outcome(target.name, error=f"{type(error).__name__}: {error}\nFull log: {log}", exit_code=1)
 
 
 def _lowering_request(request: ExportRequest, target: TargetRequest, common: Shared, file: Path) -> LoweringRequest:
@@ -211,7 +233,9 @@ def _lowering_request(request: ExportRequest, target: TargetRequest, common: Sha
     )
 
 
-def _prove(run: _Run, target: TargetRequest, common: Shared, lowered: Lowered, file: Path) -> tuple[Proof, Placement]:
+def _prove(
+    run: _Run, target: TargetRequest, common: Shared, lowered: Lowered, file: Path, limits: Sequence[Tolerance]
+) -> tuple[Proof, Placement]:
     loaded = catalog.load_target(target.name)
     if reason := loaded.cannot_run_here(target.options):
         return Proof("not executed", "", reason=reason), lowered.placement or loaded.placement(file)

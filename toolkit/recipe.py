@@ -8,6 +8,10 @@ from typing import Literal
 Precision = Literal["float32", "float16"]
 
 
+FLOOR_DB = 10.0
+"""Never is less asked for: outputs of zeros keep 0 dB."""
+
+
 @dataclass(frozen=True)
 class Tolerance:
     """The least agreement with eager float32 that passes.
@@ -28,7 +32,7 @@ class Tolerance:
         """The least SNR that passes where eager keeps `attainable_db` under the recipe's own rounding."""
         if attainable_db is None or self.margin_db is None:
             return self.snr_db
-        return min(self.snr_db, attainable_db - self.margin_db)
+        return min(self.snr_db, max(attainable_db - self.margin_db, FLOOR_DB))
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,3 @@ class Recipe:
     activations: Precision
     tolerance: Tolerance
     description: str = ""
-
-    @property
-    def needs_calibration(self) -> bool:
-        """Whether ranges must be observed on samples first: never for floats."""
-        return not (self.weights.startswith("float") and self.activations.startswith("float"))

@@ -8,7 +8,7 @@ import msgspec
 
 from acmix.toolkit import catalog
 from acmix.toolkit.artifact import REFERENCE, Artifact, check_digests
-from acmix.toolkit.execute import compare, on_pixel_grid, read_references, relaxed, tolerances
+from acmix.toolkit.execute import compare, on_pixel_grid, read_references
 from acmix.toolkit.profile import interface_of
 from acmix.toolkit.samples import Probes
 from acmix.toolkit.session import SessionRequest, open_session
@@ -28,7 +28,7 @@ def reprove(artifact: Artifact, log: Path) -> Proof:
     catalog.require_packages(manifest.target.name)
     interface = interface_of(artifact)
     probes = Probes(manifest.inputs, manifest.seed)
-    snap = manifest.preprocess if any(s.layout == "image" for s in manifest.file_inputs) else None
+    snap = manifest.preprocess if manifest.pixel_grid else None
     samples = (
         (name, tuple(on_pixel_grid(a, snap) if snap else a for a in sample))
         for name, sample in zip(probes.identifiers, probes, strict=True)
@@ -37,8 +37,6 @@ def reprove(artifact: Artifact, log: Path) -> Proof:
     with open_session(SessionRequest(manifest.target.name, str(artifact.model_file)), log) as session:
         session.load()
         rows = list(compare(session, references, interface))
-    recipe = relaxed(manifest.recipe, manifest.target.half_arithmetic)
-    limits = [a.tolerance for a in manifest.proof.agreements] or tolerances(recipe, manifest.outputs)
     sets = (SampleSet(probes.name, len(references), probes.digest),)
     names = [spec.name for spec in manifest.outputs]
-    return prove(names, rows, limits, manifest.model.classifies, manifest.target.name, sets)
+    return prove(names, rows, manifest.tolerances, manifest.model.classifies, manifest.target.name, sets)

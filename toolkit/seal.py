@@ -20,6 +20,7 @@ from acmix.toolkit.artifact import (
     write_manifest,
 )
 from acmix.toolkit.execute import Reference, write_references
+from acmix.toolkit.recipe import Tolerance
 from acmix.toolkit.request import ExportRequest, Outcome, TargetRequest
 from acmix.toolkit.spec import TensorSpec
 from acmix.toolkit.target import Lowered, Placement
@@ -50,6 +51,7 @@ class Finished:
     placement: Placement
     timings_s: dict[str, float]
     log: str
+    tolerances: tuple[Tolerance, ...]
 
 
 def seal(request: ExportRequest, target: TargetRequest, common: Shared, finished: Finished, staging: Path) -> Artifact:
@@ -87,12 +89,14 @@ def _manifest(
         preparation=common.preparation,
         placement=finished.placement,
         proof=finished.proof,
+        tolerances=finished.tolerances,
         files=digest_files(staging, f"model{loaded.suffix}"),
         tools=machine.versions(["torch", "numpy", *loaded.distributions]),
         machine=machine.describe(),
         timings_s={stage: round(seconds, 3) for stage, seconds in finished.timings_s.items()},
         log=finished.log,
         seed=request.seed,
+        pixel_grid=request.takes_image,
     )
 
 
@@ -123,6 +127,8 @@ def judge(request: ExportRequest, target: TargetRequest, artifact: Artifact) -> 
             1,
         )
     fallbacks = manifest.placement.fallbacks
+    if request.require_full_delegation and any(op.delegated is None for op in manifest.placement.operators):
+        return Outcome(target.name, artifact, "full delegation cannot be told here: only the device knows", 1)
     if request.require_full_delegation and fallbacks:
         kinds = ", ".join(sorted({op.kind for op in fallbacks}))
         return Outcome(target.name, artifact, f"{len(fallbacks)} operators fall back: {kinds}", 1)

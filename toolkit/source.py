@@ -43,7 +43,7 @@ def parse_input(text: str, position: int = 0) -> TensorSpec:
     sizes = match["shape"].split("x") if match and match["shape"] else []
     if not match or not sizes:
         raise UsageError(f"--input {text!r} has no shape: acmix needs at least a batch of 1.\nWrite 1x3x224x224.")
-    if not all(size.isdigit() and int(size) > 0 for size in sizes):
+    if not all(size.isascii() and size.isdecimal() and int(size) > 0 for size in sizes):
         raise UsageError(
             f"--input {text!r} is not a fixed shape: every size is a whole number above 0.\n"
             "Dynamic sizes leave the fast paths of the runtimes; export one artifact a size: --input 1x3x224x224."
@@ -90,9 +90,13 @@ def _zoo_spec(name: str, inputs: tuple[TensorSpec, ...]) -> ModelSpec:
 def at_inputs(spec: ModelSpec, inputs: tuple[TensorSpec, ...]) -> ModelSpec:
     """The same model for another input size; the preprocessing is scaled with it."""
     old, new = spec.inputs[0], inputs[0]
-    if len(inputs) != len(spec.inputs) or len(new.shape) != len(old.shape) or new.shape[:2] != old.shape[:2]:
+    if inputs == spec.inputs:
+        return spec
+    if len(inputs) > 1 or len(spec.inputs) > 1 or len(old.shape) != 4:
+        raise UsageError(f"the inputs of {spec.name} are fixed by its ModelSpec: leave --input out.")
+    if len(new.shape) != 4 or new.shape[:2] != old.shape[:2] or new.dtype != old.dtype:
         wanted = "x".join(str(s) for s in (*old.shape[:2], "H", "W"))
-        raise UsageError(f"{spec.name} takes one input {wanted}, not {'x'.join(map(str, new.shape))}.")
+        raise UsageError(f"{spec.name} takes one input {wanted} of {old.dtype}, not {'x'.join(map(str, new.shape))}.")
     size = (new.shape[2], new.shape[3])
     if spec.resized is not None:
         spec = spec.resized(spec, size)
@@ -135,12 +139,14 @@ def _import(name: str) -> ModuleType:
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise UsageError(f"there is no file {path}.\nGive the path of a Python file: --model nets.py:make_net.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # A name of our own: the user's file may be called like a module of Python's.
+    name = f"acmix_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UsageError(f"{path} cannot be imported as Python.")
     sys.path.insert(0, str(path.resolve().parent))
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -178,7 +184,7 @@ def _builder(found: Any, reference: str) -> Callable[[], nn.Module]:
 
 
 def _program_spec(path: Path) -> ModelSpec:
-    from acmix.toolkit.capture import load_program
+    from acmix.toolkit.program import load_program
 
     program = load_program(path)
     return ModelSpec(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from acmix.toolkit import capture
 from acmix.toolkit.errors import UsageError
+from acmix.toolkit.program import load_program, save_program
 from acmix.toolkit.source import ModelSource, find_model, parse_input
 from acmix.toolkit.spec import ModelSpec, TensorSpec
 
@@ -86,28 +87,62 @@ def test_a_random_seed_gives_the_same_network() -> None:
 
 def test_weights_for_a_saved_program_are_refused(tmp_path: Path) -> None:
     program = torch.export.export(nn.Conv2d(3, 2, 1).eval(), (torch.zeros(1, 3, 4, 4),))
-    capture.save_program(program, tmp_path / "a.pt2")
+    save_program(program, tmp_path / "a.pt2")
     with pytest.raises(UsageError, match="leave --weights out"):
         capture.build(find_model(str(tmp_path / "a.pt2"), ()), "random")
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    capture.save_program(torch.export.export(nn.Conv2d(3, 2, 1).eval(), (torch.zeros(1, 3, 4, 4),)), tmp_path / "a.pt2")
+    save_program(torch.export.export(nn.Conv2d(3, 2, 1).eval(), (torch.zeros(1, 3, 4, 4),)), tmp_path / "a.pt2")
     return tmp_path / "a.pt2"
 
 
 def test_a_truncated_program_is_refused(saved: Path) -> None:
     saved.write_bytes(saved.read_bytes()[:-200])
     with pytest.raises(UsageError, match="truncated"):
-        capture.load_program(saved)
+        load_program(saved)
 
 
 def test_a_program_with_a_pickled_object_is_refused(saved: Path) -> None:
     with zipfile.ZipFile(saved, "a") as archive:
         archive.writestr("a/data/constants/opaque_obj_0", b"cos\nsystem\n(S'touch owned'\ntR.")
     with pytest.raises(UsageError, match="could run code: refused"):
-        capture.load_program(saved)
+        load_program(saved)
+
+
+@pytest.mark.parametrize(
+    "entry", ["a/data/constants/opaque_obj_0/x", "a/data/aotinductor/model/wrapper.so", "a/data/custom_obj_1"]
+)
+def test_whatever_loading_would_execute_is_refused(saved: Path, entry: str) -> None:
+    with zipfile.ZipFile(saved, "a") as archive:
+        archive.writestr(entry, b"")
+    with pytest.raises(UsageError, match="could run code: refused"):
+        load_program(saved)
+
+
+def test_a_constant_that_points_at_a_pickled_object_is_refused(saved: Path) -> None:
+    with zipfile.ZipFile(saved, "a") as archive:
+        archive.writestr("a/data/constants/extra_config.json", '{"config": {"x": {"path_name": "opaque_obj_0/x"}}}')
+    with pytest.raises(UsageError, match="could run code: refused"):
+        load_program(saved)
+
+
+def test_an_evaluated_size_expression_is_refused(saved: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(saved) as good, zipfile.ZipFile(tmp_path / "b.pt2", "w") as bad:
+        for name in good.namelist():
+            text = good.read(name)
+            bad.writestr(name, text.replace(b'{"as_int"', b'{"as_expr": "1", "as_int"') if "/models/" in name else text)
+    with pytest.raises(UsageError, match="dynamic shape"):
+        load_program(tmp_path / "b.pt2")
+
+
+def test_a_damaged_archive_is_refused(saved: Path) -> None:
+    data = bytearray(saved.read_bytes())
+    data[data.rindex(b"PK\x01\x02") : data.rindex(b"PK\x01\x02") + 4] = b"XXXX"
+    saved.write_bytes(data)
+    with pytest.raises(UsageError, match="is not a saved ExportedProgram"):
+        load_program(saved)
 
 
 class Hostile:
@@ -124,7 +159,7 @@ def test_pickled_sample_inputs_run_no_code(saved: Path, tmp_path: Path, monkeypa
             inputs = "sample_inputs" in name and name.endswith(".pt")
             bad.writestr(name, (tmp_path / "payload").read_bytes() if inputs else good.read(name))
     with pytest.raises(UsageError, match="cannot be read as an ExportedProgram"):
-        capture.load_program(hostile)
+        load_program(hostile)
     assert not (tmp_path / "owned").exists()
 
 

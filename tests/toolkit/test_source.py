@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from acmix.toolkit.capture import save_program
 from acmix.toolkit.errors import UsageError
+from acmix.toolkit.program import save_program
 from acmix.toolkit.source import find_model, parse_input
 from acmix.toolkit.spec import TensorSpec
 

@@ -19,7 +19,7 @@ LAYERS = (ATEN.conv1d.default, ATEN.conv2d.default, ATEN.conv3d.default, ATEN.li
 class FoldBatchNorm:
     """Fold `norm(layer(x))` into the layer.
 
-    1. The norm is in evaluation mode, affine, with running statistics.
+    1. The norm is in evaluation mode, affine, with running statistics; its axis is the layer's output channel.
     2. It is the only reader of the layer's output, and the layer is the only reader of its parameters.
     3. scale = gamma / sqrt(var + eps): weight' = scale * weight, bias' = beta + scale * (bias - mean),
        computed in float64.
@@ -57,6 +57,8 @@ def _fold(program: ExportedProgram, stored: dict[str, str], norm: Node) -> bool:
     layer = norm.args[0]
     if not isinstance(layer, Node) or layer.target not in LAYERS or len(layer.users) != 1:
         return False
+    if not _channels_are_the_norms(layer):
+        return False
     *parameters, training, _, epsilon = norm.args[1:8]
     if training is True or not all(isinstance(p, Node) and p.name in stored for p in parameters):
         return False
@@ -83,6 +85,14 @@ def _fold(program: ExportedProgram, stored: dict[str, str], norm: Node) -> bool:
     program.graph_signature.replace_all_uses(norm.name, layer.name)
     program.graph.erase_node(norm)
     return True
+
+
+def _channels_are_the_norms(layer: Node) -> bool:
+    """A norm works on axis 1: that of a linear layer's rows, and of a batched convolution's channels."""
+    weight = layer.args[1]
+    wanted = 2 if layer.target is ATEN.linear.default else weight.meta["val"].dim() if isinstance(weight, Node) else 0
+    rank: int = layer.meta["val"].dim()
+    return rank == wanted
 
 
 def _owned(weight: Node, layer: Node, stored: dict[str, str]) -> bool:

@@ -64,6 +64,14 @@ def test_the_users_module_keeps_its_weights() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
 
 
+@pytest.mark.parametrize("outputs", [4, 16])
+def test_a_norm_over_the_tokens_of_a_linear_layer_is_left_alone(outputs: int) -> None:
+    module = randomise(nn.Sequential(nn.Linear(8, outputs), nn.BatchNorm1d(4)), 0)
+    times, found, wanted = fold(module, torch.randn(1, 4, 8, dtype=torch.float64))
+    assert times == 0
+    torch.testing.assert_close(found, wanted)
+
+
 class SharedConvolution(nn.Module):
     """One convolution read twice, each time before another norm."""
 
