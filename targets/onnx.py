@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from acmix.targets.formats import float16, onnx_graph
+from acmix.targets.formats import onnx_graph
 from acmix.targets.formats.metadata import description, metadata
+from acmix.toolkit import float16
 from acmix.toolkit.errors import GateError, UsageError
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.target import Array, Lowered, LoweringJob, Operator, Placement, Runner, Target

@@ -126,7 +126,8 @@ def _changed(captured: Sequence[TensorSpec], wanted: Sequence[TensorSpec]) -> li
 
 
 def _half_precision(model: Any) -> tuple[str, ...]:
-    from acmix.targets.formats import float16, tflite_flatbuffer
+    from acmix.targets.formats import tflite_flatbuffer
+    from acmix.toolkit import float16
 
     cast, out_of_range = tflite_flatbuffer.cast_weights(model)
     notes = [FLOAT16_NOTE.format(cast=cast)]

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from acmix.toolkit import catalog
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.recipe import Recipe, Tolerance
 from acmix.toolkit.rewrite import AppliedRewrite
@@ -146,6 +147,19 @@ def digest_files(folder: Path, first: str) -> tuple[FileDigest, ...]:
     files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST)
     records = [FileDigest(f.relative_to(folder).as_posix(), sha256_of(f), f.stat().st_size) for f in files]
     return tuple(sorted(records, key=lambda r: (Path(r.path).parts[0] != first, r.path)))
+
+
+def cannot_run_here(artifact: Artifact) -> str | None:
+    """Why this artifact's file cannot be executed on this machine; None when it can.
+
+    Raises UsageError with the pip command when its target's packages are missing.
+    """
+    record = artifact.manifest.target
+    target = catalog.load_target(record.name)
+    if reason := target.cannot_run_here(msgspec.convert(record.options, target.options)):
+        return reason
+    catalog.require_packages(record.name)
+    return None
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from acmix.toolkit.capture import flat_tensors
+from acmix.toolkit.float16 import stays_float32
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.target import Array
 from acmix.toolkit.verify import snr_db
-
-IMAGE_CHANNELS = 4
 
 Attainable = Callable[[Sequence[Array], Sequence[Array]], tuple[float | None, ...]]
 """From a sample's inputs and its eager outputs to the SNR that rounding alone leaves, one an output."""
@@ -59,6 +58,6 @@ def _as(array: Array, dtype: torch.dtype) -> Tensor:
 
 def _rounded(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():
-        if parameter.dim() > 1 and parameter.shape[1] > IMAGE_CHANNELS:
+        if parameter.dim() > 1 and not stays_float32(parameter.shape):
             parameter.data = parameter.data.half().float()
     return module

@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from acmix.toolkit import catalog
-from acmix.toolkit.artifact import Artifact, check_digests
+from acmix.toolkit.artifact import Artifact, cannot_run_here, check_digests
 from acmix.toolkit.errors import UsageError
-from acmix.toolkit.execute import on_pixel_grid, run_sample
+from acmix.toolkit.execute import run_sample, snapped
 from acmix.toolkit.profile import interface_of
 from acmix.toolkit.samples import Samples
 from acmix.toolkit.session import SessionRequest, open_session
@@ -60,9 +59,7 @@ def evaluate(
     manifest = artifact.manifest
     if not manifest.model.classifies:
         raise UsageError(f"{artifact.name} gives no class scores, so there is no top-1 to evaluate.")
-    catalog.require_packages(manifest.target.name)
-    target = catalog.load_target(manifest.target.name)
-    if reason := target.cannot_run_here(msgspec.convert(manifest.target.options, target.options)):
+    if reason := cannot_run_here(artifact):
         raise UsageError(f"{artifact.name} cannot be evaluated on this host: {reason}")
     eager, missing = rebuild(artifact, model)
     interface = interface_of(artifact)
@@ -72,7 +69,7 @@ def evaluate(
     with open_session(SessionRequest(manifest.target.name, str(artifact.model_file)), log) as session:
         session.load()
         for label, inputs in zip(labels, samples, strict=True):
-            fed = tuple(on_pixel_grid(a, snap) for a in inputs) if snap else inputs
+            fed = snapped(inputs, snap)
             found = run_sample(session, fed, interface)[0]
             rows.append(_Row(label, found, eager(fed)[0] if eager else None))
             advance(len(rows))

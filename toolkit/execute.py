@@ -53,6 +53,11 @@ def on_pixel_grid(array: Array, preprocess: Preprocess) -> Array:
     return np.ascontiguousarray(((pixels - mean) / std).transpose(0, 3, 1, 2), dtype=np.float32)
 
 
+def snapped(inputs: tuple[Array, ...], preprocess: Preprocess | None) -> tuple[Array, ...]:
+    """A sample on the pixel grid of its preprocessing; as it is where None is given."""
+    return inputs if preprocess is None else tuple(on_pixel_grid(array, preprocess) for array in inputs)
+
+
 def file_inputs(inputs: Sequence[Array], interface: Interface) -> list[Array]:
     """A sample as the saved file wants it: layout, dtype, pixels."""
     fed = []

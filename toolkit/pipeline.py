@@ -20,7 +20,7 @@ import psutil
 from acmix.toolkit import catalog, machine
 from acmix.toolkit.artifact import ModelRecord
 from acmix.toolkit.errors import DISK_FULL, AcmixError, UsageError
-from acmix.toolkit.execute import Interface, Reference, compare, on_pixel_grid, relaxed, tolerances
+from acmix.toolkit.execute import Interface, Reference, compare, relaxed, snapped, tolerances
 from acmix.toolkit.lower import LoweringRequest, start_lowering
 from acmix.toolkit.recipe import Tolerance
 from acmix.toolkit.request import ExportRequest, Outcome, TargetRequest, refuse_early
@@ -162,7 +162,7 @@ def _references(
     grid: Preprocess | None,
 ) -> Iterator[Reference]:
     for identifier, inputs in zip(samples.identifiers, samples, strict=True):
-        fed = tuple(on_pixel_grid(a, grid) for a in inputs) if grid is not None else inputs
+        fed = snapped(inputs, grid)
         outputs = tuple(network(fed))
         yield Reference(identifier, fed, outputs, conditioning(fed, outputs))
 

