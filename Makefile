@@ -38,7 +38,7 @@ types: setup
 
 bench: setup
 	$(BIN)/python tests/benchmarks/export_time.py
-	$(BIN)/python tests/benchmarks/lsnet_against_unfold.py
+	$(BIN)/python tests/benchmarks/against_naive.py
 
 clean:
 	rm -rf build .venv

@@ -235,6 +235,8 @@ def summary(manifest: Manifest) -> Table:
     prepared = manifest.preparation
     if prepared.error_float64 is not None:
         made.add_row("prepared", f"inference form, {prepared.error_float64:.1e} from the published one in float64")
+    for form, times in Counter(chosen.form for chosen in prepared.forms).items():
+        made.add_row("form", f"{form}, {times} times")
     for rule in prepared.rewrites:
         made.add_row("rewrite", f"{rule.name}, {rule.times} times ({rule.claim})")
     made.add_row("same bytes", manifest.target.nondeterminism or "yes: exporting again gives the same file")

@@ -74,6 +74,14 @@ class TargetRecord:
 
 
 @dataclass(frozen=True)
+class ChosenForm:
+    """A layer that has several exactly equal forms, and the one that this target got."""
+
+    layer: str
+    form: str
+
+
+@dataclass(frozen=True)
 class Preparation:
     """What was done to the network before capture and proven in float64, and the rules applied after it.
 
@@ -84,6 +92,7 @@ class Preparation:
     for_inference: bool
     error_float64: float | None
     rewrites: tuple[AppliedRewrite, ...] = ()
+    forms: tuple[ChosenForm, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from collections.abc import Sequence
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,14 +17,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from acmix.toolkit import weights
 from acmix.toolkit.artifact import Preparation, WeightsOrigin
 from acmix.toolkit.errors import UsageError
+from acmix.toolkit.prepare import Prepared, flat_tensors, prepare
 from acmix.toolkit.program import quiet
-from acmix.toolkit.rewrite import rewrite
+from acmix.toolkit.rewrite import load_rewrites, rewrite
 from acmix.toolkit.source import ModelSource, parameter_count, user_line
 from acmix.toolkit.spec import ModelSpec, TensorSpec
 from acmix.toolkit.target import Array
-
-EXACT_FLOAT64 = 1e-9
-"""The largest relative difference in float64 that still counts as the same network."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +45,20 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Captured:
-    """One captured program and what is known of it."""
+class TargetProgram:
+    """The captured program as one target gets it. Targets whose preparation is the same share one."""
 
     program: ExportedProgram
+    preparation: Preparation
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One captured network: what is known of it, and its program for each target."""
+
+    programs: dict[str, TargetProgram]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    preparation: Preparation
     parameters: int
     macs: int
     classifies: bool
@@ -98,71 +101,35 @@ def _give_weights(source: ModelSource, module: nn.Module, option: str | None, se
     return WeightsOrigin("random", weights.digest(module), seed=seed)
 
 
-def capture(network: Network) -> Captured:
-    """Prepare the network, export it once, apply the exact rewrites.
+def capture(network: Network, targets: Sequence[str]) -> Captured:
+    """Prepare the network for each target, export each form once, apply the exact rewrites that help the target.
 
     Raises UsageError with the user's own line when torch.export refuses the module.
     """
     spec = network.spec
     zeros = _zeros(spec)
     macs, named = _measure(network, zeros)
-    prepared, error = prepare(network)
-    program = _export(prepared, zeros, network.source)
-    applied = rewrite(program)
-    program.validate()  # type: ignore[no-untyped-call]
+    prepared = prepare(network.module, spec, targets)
+    made: dict[object, TargetProgram] = {}
+    programs: dict[str, TargetProgram] = {}
+    for target, form in prepared.items():
+        # The rules change a program in place, and copies of a program lose names: export for each set of rules.
+        key = (form.forms, tuple(rule.name for rule in load_rewrites(target)))
+        if key not in made:
+            made[key] = _program(network, form, zeros, target)
+        programs[target] = next((p for p in programs.values() if p.preparation == made[key].preparation), made[key])
     first = next(iter(named.values()))
     classifies = spec.classifies or (first.dim() == 2 and first.shape[1] > 1)
-    return Captured(
-        program,
-        spec.inputs,
-        _output_specs(named),
-        Preparation(spec.for_inference is not None, error, applied),
-        parameter_count(network.module),
-        macs,
-        classifies,
-    )
+    outputs = _output_specs(named)
+    return Captured(programs, spec.inputs, outputs, parameter_count(network.module), macs, classifies)
 
 
-def prepare(network: Network) -> tuple[nn.Module, float | None]:
-    """The network in its inference form, and that form's relative error in float64 (None: no such form).
-
-    Raises UsageError when the two forms differ: a model's for_inference is then wrong.
-    """
-    if network.spec.for_inference is None:
-        return network.module, None
-    generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(s.shape, generator=generator, dtype=torch.float64) for s in network.spec.inputs]
-    published = copy.deepcopy(network.module).double().eval()
-    with torch.no_grad():
-        wanted = flat_tensors(published(*inputs))
-        found = flat_tensors(network.spec.for_inference(published).eval()(*inputs))
-        prepared = network.spec.for_inference(network.module).eval()
-    error = max(_relative_error(w, f) for w, f in zip(wanted, found, strict=True))
-    if not error <= EXACT_FLOAT64:
-        raise UsageError(
-            f"the inference form of {network.spec.name} differs from the published network by {error:.1e} in float64."
-            f"\nThe limit is {EXACT_FLOAT64:.0e}: mend for_inference of its ModelSpec."
-        )
-    return prepared, error
-
-
-def _relative_error(wanted: Tensor, found: Tensor) -> float:
-    return float((wanted - found).abs().max() / wanted.abs().max().clamp_min(1e-300))
-
-
-def flat_tensors(outputs: object) -> list[Tensor]:
-    """The tensors of a tuple, list or dict, in the order torch.export flattens them.
-
-    Raises UsageError when an output is no tensor.
-    """
-    leaves = pytree.tree_leaves(outputs)
-    for leaf in leaves:
-        if not isinstance(leaf, Tensor):
-            raise UsageError(
-                f"the model returns a {type(leaf).__name__}; acmix exports models whose outputs are tensors.\n"
-                "Return tensors, or a tuple or dict of them."
-            )
-    return leaves
+def _program(network: Network, form: Prepared, zeros: tuple[Tensor, ...], target: str) -> TargetProgram:
+    program = _export(form.module, zeros, network.source)
+    applied = rewrite(program, target)
+    program.validate()  # type: ignore[no-untyped-call]
+    has_form = network.spec.for_inference is not None
+    return TargetProgram(program, Preparation(has_form, form.error_float64, applied, form.forms))
 
 
 def count_macs(network: Network) -> int:

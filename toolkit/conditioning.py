@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from acmix.toolkit.capture import flat_tensors
 from acmix.toolkit.float16 import stays_float32
+from acmix.toolkit.prepare import flat_tensors
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.target import Array
 from acmix.toolkit.verify import snr_db

@@ -107,11 +107,14 @@ def _capture(request: ExportRequest, scratch: Path, progress: Progress) -> Share
     begin = time.perf_counter()
     progress("", "capture", 0.0)
     network = capture.build(request.source, request.weights, request.seed)
-    captured = capture.capture(network)
+    captured = capture.capture(network, [target.name for target in request.targets])
     _check_labels(request, captured.outputs)
     _check_names(request, captured.outputs)
-    program = scratch / "captured.pt2"
-    save_program(captured.program, program)
+    files: dict[int, Path] = {}
+    for made in captured.programs.values():
+        if id(made.program) not in files:
+            files[id(made.program)] = scratch / f"captured-{len(files)}.pt2"
+            save_program(made.program, files[id(made.program)])
     spec = request.source.spec
     probes = Probes(captured.inputs, request.seed)
     sets: list[Samples] = [probes] if request.photos is None else [probes, request.photos]
@@ -128,9 +131,9 @@ def _capture(request: ExportRequest, scratch: Path, progress: Progress) -> Share
         spec.paper,
     )
     return Shared(
-        program,
+        {name: files[id(made.program)] for name, made in captured.programs.items()},
+        {name: made.preparation for name, made in captured.programs.items()},
         record,
-        captured.preparation,
         captured.inputs,
         captured.outputs,
         references[0],
@@ -221,7 +224,7 @@ def _failed(run: _Run, target: TargetRequest, error: Exception) -> Outcome:
 def _lowering_request(request: ExportRequest, target: TargetRequest, common: Shared, file: Path) -> LoweringRequest:
     spec = request.source.spec
     return LoweringRequest(
-        str(common.program),
+        str(common.programs[target.name]),
         str(file),
         spec.name,
         request.recipe,

@@ -11,6 +11,9 @@ from acmix.toolkit import catalog
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
+ROUNDS = 8
+"""One rule's result may be another's precondition: the rules go round until none applies, so often at the most."""
+
 
 class Rewrite(Protocol):
     """One rule: what it matches, what it claims, and the change itself."""
@@ -20,6 +23,10 @@ class Rewrite(Protocol):
     @property
     def claim(self) -> str:
         """'exact', or a bound on the error."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The targets that it helps; empty when it helps, or costs nothing, on every one."""
 
     def apply(self, program: ExportedProgram) -> int:
         """Change the program in place wherever the rule's precondition holds; how often it did."""
@@ -34,14 +41,22 @@ class AppliedRewrite:
     times: int
 
 
-def load_rewrites() -> tuple[Rewrite, ...]:
-    """Every rule, in the order of the file names."""
-    return tuple(
+def load_rewrites(target: str | None = None) -> tuple[Rewrite, ...]:
+    """Every rule, or those that are for a target, in the order of the file names."""
+    rules: list[Rewrite] = [
         importlib.import_module(f"acmix.toolkit.rewrites.{stem}").REWRITE for stem in catalog.stems("toolkit.rewrites")
-    )
+    ]
+    return tuple(rule for rule in rules if target is None or not rule.targets or target in rule.targets)
 
 
-def rewrite(program: ExportedProgram) -> tuple[AppliedRewrite, ...]:
-    """Apply every rule to the program, in place; the ones that changed something."""
-    applied = ((rule, rule.apply(program)) for rule in load_rewrites())
-    return tuple(AppliedRewrite(rule.name, rule.claim, times) for rule, times in applied if times)
+def rewrite(program: ExportedProgram, target: str | None = None) -> tuple[AppliedRewrite, ...]:
+    """Apply the rules that are for a target (None: all) to the program, in place; the ones that changed something."""
+    rules = load_rewrites(target)
+    times = dict.fromkeys(rules, 0)
+    for _ in range(ROUNDS):
+        changes = {rule: rule.apply(program) for rule in rules}
+        for rule, changed in changes.items():
+            times[rule] += changed
+        if not any(changes.values()):
+            break
+    return tuple(AppliedRewrite(rule.name, rule.claim, n) for rule, n in times.items() if n)

@@ -29,11 +29,11 @@ from acmix.toolkit.verify import Proof, SampleSet
 
 @dataclass(frozen=True)
 class Shared:
-    """What all targets share once the capture is done."""
+    """What all targets share once the capture is done, and each one's own program."""
 
-    program: Path
+    programs: dict[str, Path]
+    preparations: dict[str, Preparation]
     model: ModelRecord
-    preparation: Preparation
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     probes: list[Reference]
@@ -86,7 +86,7 @@ def _manifest(
         file_outputs=lowered.outputs,
         preprocess=request.source.spec.preprocess,
         labels=request.labels,
-        preparation=common.preparation,
+        preparation=common.preparations[target.name],
         placement=finished.placement,
         proof=finished.proof,
         tolerances=finished.tolerances,

@@ -62,11 +62,16 @@ class PackagedWeights:
 
 @dataclass(frozen=True)
 class Claims:
-    """What the paper or its README publishes, for comparison: nothing here was measured by us."""
+    """What the paper or its README publishes, for comparison: nothing here was measured by us.
+
+    macs: trailing zeros are digits that nobody published.  macs_note: why our own count differs in a digit
+    that was.
+    """
 
     parameters: int | None = None
     macs: int | None = None
     top1_percent: float | None = None
+    macs_note: str = ""
 
 
 StateDict = Mapping[str, "Tensor"]
@@ -77,9 +82,11 @@ class ModelSpec:
     """One model of the zoo, or a user's own.
 
     build() gives the network as published, in train form, so that official checkpoints load by key.
-    for_inference(module) gives an equal network that lowers well (re-parameterised branches); it must
-    leave its argument unchanged and hold in float64.  optional_keys: regular expression of parameters
-    that a published checkpoint is known to lack; neutralise(module, keys) makes them count for nothing.
+    for_inference(module, target) gives an equal network that lowers well on a target (re-parameterised
+    branches, the cheapest of several equal forms); it must leave its argument unchanged and hold in float64.
+    A layer that picked one of several forms says which in its attribute `chosen_form`.
+    optional_keys: regular expression of parameters that a published checkpoint is known to lack;
+    neutralise(module, keys) makes them count for nothing.
     resized(spec, (height, width)): for networks whose parameters depend on the input size.
     """
 
@@ -89,7 +96,7 @@ class ModelSpec:
     outputs: tuple[str, ...] = ("logits",)
     preprocess: Preprocess | None = None
     weights: PackagedWeights | None = None
-    for_inference: Callable[[nn.Module], nn.Module] | None = None
+    for_inference: Callable[[nn.Module, str], nn.Module] | None = None
     adapt_checkpoint: Callable[[StateDict], StateDict] | None = None
     optional_keys: str | None = None
     neutralise: Callable[[nn.Module, frozenset[str]], None] | None = None

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
 import torch
 
-from acmix.toolkit import capture
+from acmix.toolkit import capture, catalog
 from acmix.toolkit.source import find_model
 
+FLOOR_CHANNELS, FLOOR_SIZE = 512, 28
+FLOOR_MACS = (FLOOR_CHANNELS * FLOOR_SIZE) ** 2
+"""Of the one large 1 x 1 convolution called `floor`: the rate that a runtime reaches where nothing is in its way."""
 
-def network(model: str) -> torch.nn.Module:
-    """The published form of a zoo model; `naive_lsnet_t` is the port with nn.Unfold, with the same weights."""
+
+def network(model: str) -> tuple[torch.nn.Module, tuple[int, ...]]:
+    """A network and its input's shape: the published form of a zoo model; `naive_NAME` is the port of
+    naive/<family>.py with the same weights; `floor` one large convolution.
+    """
+    if model == "floor":
+        return torch.nn.Conv2d(FLOOR_CHANNELS, FLOOR_CHANNELS, 1).eval(), (1, FLOOR_CHANNELS, FLOOR_SIZE, FLOOR_SIZE)
     name = model.removeprefix("naive_")
-    published = capture.build(find_model(name, ()), None).module
+    built = capture.build(find_model(name, ()), None)
+    shape = built.spec.inputs[0].shape
     if name == model:
-        return published
-    import naive_lsnet
-
-    naive = naive_lsnet.NaiveLSNet(name).eval()
-    naive.load_state_dict(published.state_dict())
-    return naive
+        return built.module, shape
+    family = next(card.family for card in catalog.model_cards() if card.name == name)
+    naive: torch.nn.Module = importlib.import_module(f"naive.{family}").NAIVE[name]()
+    naive.load_state_dict(built.module.state_dict())
+    return naive.eval(), shape
 
 
 def main(target: str, model: str, file: Path) -> None:
     """Convert a network as a user without acmix would."""
-    net = network(model)
-    x = torch.zeros(1, 3, 224, 224)
+    net, shape = network(model)
+    x = torch.zeros(shape)
     if target == "tflite":
         import litert_torch
 

@@ -28,16 +28,16 @@ def network(module: nn.Module, *shapes: tuple[int, ...], **fields: object) -> ca
 
 def test_the_captured_program_gives_what_eager_gives(tiny: str) -> None:
     built = capture.build(find_model(tiny, (parse_input("1x3x32x32"),)), None)
-    captured = capture.capture(built)
+    captured = capture.capture(built, ["onnx"])
     x = torch.randn(1, 3, 32, 32)
-    torch.testing.assert_close(captured.program.module()(x), torch.from_numpy(built([x.numpy()])[0]))
+    torch.testing.assert_close(captured.programs["onnx"].program.module()(x), torch.from_numpy(built([x.numpy()])[0]))
     assert [spec.name for spec in captured.outputs] == ["output"]
     assert captured.classifies
 
 
 def test_macs_are_counted_by_hand() -> None:
     built = network(nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Flatten(), nn.Linear(8 * 16, 5)))
-    assert capture.capture(built).macs == 8 * 4 * 4 * 3 * 9 + 8 * 16 * 5
+    assert capture.capture(built, ["onnx"]).macs == 8 * 4 * 4 * 3 * 9 + 8 * 16 * 5
 
 
 class Named(nn.Module):
@@ -49,7 +49,7 @@ def test_outputs_in_a_dict_keep_their_order_and_names() -> None:
     built = network(Named())
     outputs = built([np.ones((1, 3, 8, 8), np.float32)])
     assert [float(o.max()) for o in outputs] == [2.0, 0.5]
-    assert [spec.name for spec in capture.capture(built).outputs] == ["twice", "half"]
+    assert [spec.name for spec in capture.capture(built, ["onnx"]).outputs] == ["twice", "half"]
 
 
 class Wrong(nn.Module):
@@ -68,15 +68,15 @@ class Wrong(nn.Module):
 )
 def test_outputs_that_are_no_tensors_are_refused(value: Callable[[Tensor], object], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
-        capture.capture(network(Wrong(value)))
+        capture.capture(network(Wrong(value)), ["onnx"])
 
 
 def test_an_inference_form_that_differs_is_refused() -> None:
-    def wrong(module: nn.Module) -> nn.Module:
+    def wrong(module: nn.Module, target: str) -> nn.Module:
         return nn.Sequential(module, nn.Hardtanh(-1e-3, 1e-3))
 
     with pytest.raises(UsageError, match="differs from the published network"):
-        capture.capture(network(nn.Conv2d(3, 4, 1), for_inference=wrong))
+        capture.capture(network(nn.Conv2d(3, 4, 1), for_inference=wrong), ["onnx"])
 
 
 def test_a_random_seed_gives_the_same_network() -> None:

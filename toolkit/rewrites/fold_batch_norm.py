@@ -29,6 +29,7 @@ class FoldBatchNorm:
 
     name: str = "fold_batch_norm"
     claim: str = "exact"
+    targets: tuple[str, ...] = ()
 
     def apply(self, program: ExportedProgram) -> int:
         """Fold wherever the precondition holds; how often it did."""

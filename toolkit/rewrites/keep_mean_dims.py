@@ -22,6 +22,7 @@ class KeepMeanDims:
 
     name: str = "keep_mean_dims"
     claim: str = "exact"
+    targets: tuple[str, ...] = ()
 
     def apply(self, program: ExportedProgram) -> int:
         """Replace wherever the precondition holds; how often it did."""

@@ -50,7 +50,7 @@ def no_gradients() -> Any:
 @pytest.fixture(scope="module")
 def naive() -> ModuleType:
     """The benchmark's stock port, which shares no code with ours."""
-    path = Path(__file__).parents[2] / "benchmarks" / "naive_lsnet.py"
+    path = Path(__file__).parents[2] / "benchmarks" / "naive" / "lsnet.py"
     spec = importlib.util.spec_from_file_location("naive_lsnet", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -7,6 +7,8 @@ against. It loads the same state dict and shares no code with toolkit/models/lsn
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -194,3 +196,8 @@ class NaiveLSNet(nn.Module):
         x = x.mean((2, 3))
         y: Tensor = (self.head(x) + self.head_dist(x)) / 2 if self.distilled else self.head(x)
         return y
+
+
+NAIVE: dict[str, Callable[[], nn.Module]] = {
+    name + head: partial(NaiveLSNet, name + head) for name in VARIANTS for head in ("", "_distill")
+}

@@ -1,0 +1,90 @@
+"""Preparation: from the published network to an equal one that lowers well on a target, proven in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from acmix.toolkit.artifact import ChosenForm
+from acmix.toolkit.errors import UsageError
+from acmix.toolkit.spec import ModelSpec
+
+EXACT_FLOAT64 = 1e-9
+"""The largest relative difference in float64 that still counts as the same network."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network in its inference form, the forms that were chosen for its layers, and its error in float64."""
+
+    module: nn.Module
+    forms: tuple[ChosenForm, ...] = ()
+    error_float64: float | None = None
+
+
+def prepare(module: nn.Module, spec: ModelSpec, targets: Sequence[str]) -> dict[str, Prepared]:
+    """The inference form for each target; targets whose forms are equal share one. The module itself is kept.
+
+    Raises UsageError when a form differs from the published network: the model's for_inference is then wrong.
+    """
+    if spec.for_inference is None:
+        return dict.fromkeys(targets, Prepared(module))
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(s.shape, generator=generator, dtype=torch.float64) for s in spec.inputs]
+    published = copy.deepcopy(module).double().eval()
+    with torch.no_grad():
+        wanted = flat_tensors(published(*inputs))
+    shared: dict[tuple[ChosenForm, ...], Prepared] = {}
+    prepared = {}
+    for target in targets:
+        with torch.no_grad():
+            candidate = spec.for_inference(module, target).eval()
+            forms = chosen_forms(candidate)
+            if forms not in shared:
+                found = flat_tensors(spec.for_inference(published, target).eval()(*inputs))
+                shared[forms] = Prepared(candidate, forms, _checked(spec, wanted, found))
+        prepared[target] = shared[forms]
+    return prepared
+
+
+def chosen_forms(module: nn.Module) -> tuple[ChosenForm, ...]:
+    """The layers that picked one of several equal forms, and which."""
+    return tuple(
+        ChosenForm(name, form)
+        for name, layer in module.named_modules()
+        if isinstance(form := getattr(layer, "chosen_form", None), str)
+    )
+
+
+def flat_tensors(outputs: object) -> list[Tensor]:
+    """The tensors of a tuple, list or dict, in the order torch.export flattens them.
+
+    Raises UsageError when an output is no tensor.
+    """
+    leaves = pytree.tree_leaves(outputs)
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor):
+            raise UsageError(
+                f"the model returns a {type(leaf).__name__}; acmix exports models whose outputs are tensors.\n"
+                "Return tensors, or a tuple or dict of them."
+            )
+    return leaves
+
+
+def _checked(spec: ModelSpec, wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    error = max(_relative_error(w, f) for w, f in zip(wanted, found, strict=True))
+    if not error <= EXACT_FLOAT64:
+        raise UsageError(
+            f"the inference form of {spec.name} differs from the published network by {error:.1e} in float64."
+            f"\nThe limit is {EXACT_FLOAT64:.0e}: mend for_inference of its ModelSpec."
+        )
+    return error
+
+
+def _relative_error(wanted: Tensor, found: Tensor) -> float:
+    return float((wanted - found).abs().max() / wanted.abs().max().clamp_min(1e-300))
