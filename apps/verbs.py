@@ -89,14 +89,21 @@ def verify(artifact: Folder, as_json: Json = False) -> None:
 
 
 def inspect(
-    artifact: Folder,
+    artifact: Annotated[
+        Path | None, typer.Argument(metavar="[ARTIFACT]", help="A folder that acmix-export wrote.")
+    ] = None,
     every: Annotated[bool, typer.Option("--every", help="List every operator, in order.")] = False,
+    model: Annotated[str | None, typer.Option("--model", help="Before any export: a model, as acmix-export.")] = None,
+    target: Annotated[str | None, typer.Option("--target", help="With --model: the one target to look at.")] = None,
+    inputs: Annotated[list[str] | None, typer.Option("--input", help="With --model: the input, 1x3x224x224.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what is in an artifact and where each operator runs."""
-    from acmix.apps import tables
+    """Show what is in an artifact and where each operator runs; or, with --model, what an export would give."""
+    from acmix.apps import forecasts, tables
     from acmix.toolkit.artifact import open_artifact
 
+    if artifact is None or model is not None:
+        return forecasts.show(artifact, model, target, tuple(inputs or ()), as_json)
     opened = open_artifact(artifact)
     if as_json:
         return print_json("inspect", artifact=opened.name, manifest=opened.manifest)

@@ -124,6 +124,11 @@ def capture(network: Network, targets: Sequence[str]) -> Captured:
     return Captured(programs, spec.inputs, outputs, parameter_count(network.module), macs, classifies)
 
 
+def capture_published(network: Network) -> ExportedProgram:
+    """The network as it is: no inference form, no rewrite."""
+    return _export(network.module, _zeros(network.spec), network.source)
+
+
 def _program(network: Network, form: Prepared, zeros: tuple[Tensor, ...], target: str) -> TargetProgram:
     program = _export(form.module, zeros, network.source)
     applied = rewrite(program, target)

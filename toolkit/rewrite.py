@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -49,14 +51,24 @@ def load_rewrites(target: str | None = None) -> tuple[Rewrite, ...]:
     return tuple(rule for rule in rules if target is None or not rule.targets or target in rule.targets)
 
 
+def applications(program: ExportedProgram, target: str | None = None) -> Iterator[tuple[Rewrite, int]]:
+    """Apply the rules that are for a target (None: all), in place; each rule with what it changed, as it is done."""
+    rules = load_rewrites(target)
+    for _ in range(ROUNDS):
+        changed = 0
+        for rule in rules:
+            if times := rule.apply(program):
+                changed += times
+                yield rule, times
+        if not changed:
+            return
+
+
 def rewrite(program: ExportedProgram, target: str | None = None) -> tuple[AppliedRewrite, ...]:
     """Apply the rules that are for a target (None: all) to the program, in place; the ones that changed something."""
-    rules = load_rewrites(target)
-    times = dict.fromkeys(rules, 0)
-    for _ in range(ROUNDS):
-        changes = {rule: rule.apply(program) for rule in rules}
-        for rule, changed in changes.items():
-            times[rule] += changed
-        if not any(changes.values()):
-            break
-    return tuple(AppliedRewrite(rule.name, rule.claim, n) for rule, n in times.items() if n)
+    times: Counter[Rewrite] = Counter()
+    for rule, changes in applications(program, target):
+        times[rule] += changes
+    return tuple(
+        AppliedRewrite(rule.name, rule.claim, n) for rule, n in sorted(times.items(), key=lambda item: item[0].name)
+    )

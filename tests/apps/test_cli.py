@@ -110,6 +110,26 @@ def test_what_is_wrong_is_said_before_any_work(
 @pytest.mark.parametrize(
     ("arguments", "sentences"),
     [
+        ((), ["looks at an artifact, or at a model", "acmix inspect --model lsnet_t --target tflite"]),
+        (("--model", "lsnet_t"), ["looks at an artifact, or at a model"]),
+        (("somewhere", "--model", "lsnet_t", "--target", "onnx"), ["looks at an artifact, or at a model"]),
+        (("--model", "lsnet_t", "--target", "onnx,tflite"), ["takes one target, not 'onnx,tflite'"]),
+        (("--model", "lsnet_x", "--target", "onnx"), ["no model is called 'lsnet_x'"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_inspect_says_what_it_can_look_at(
+    acmix: Callable[..., Answer], arguments: tuple[str, ...], sentences: list[str]
+) -> None:
+    answer = acmix("inspect", *arguments)
+    assert answer.code == 2
+    for sentence in sentences:
+        assert sentence in answer.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentences"),
+    [
         (("--model", "nets.py:make_branching"), ["torch.export refuses nets.py:make_branching", "if x.sum() > 0"]),
         (("--model", "nets.py:make_number"), ["gave a int, not an nn.Module"]),
         (("--input", "two=1x5x32x32"), ["fails on an input of 1x3x32x32, 1x5x32x32", "2 positional arguments"]),

@@ -1,0 +1,151 @@
+"""A forecast: what a target would make of a network as it is, and of what acmix makes of it, before any export.
+
+Both are lowered into a scratch folder by the target's own converter, so the placement is read, not guessed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from acmix.toolkit import catalog, machine
+from acmix.toolkit.artifact import ChosenForm
+from acmix.toolkit.errors import AcmixError
+from acmix.toolkit.lower import LoweringRequest, start_lowering
+from acmix.toolkit.recipe import Recipe
+from acmix.toolkit.request import TargetRequest
+from acmix.toolkit.target import Placement
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from acmix.toolkit.capture import Captured, Network
+
+
+@dataclass(frozen=True)
+class RuleEffect:
+    """What one rewrite does to the published network, after the rules before it.
+
+    removed, added: operators of the captured program by name, with their counts.
+    macs_change: multiply-accumulates that it adds (negative: saves).  elements_change: of elements written, too.
+    """
+
+    name: str
+    claim: str
+    times: int
+    removed: dict[str, int]
+    added: dict[str, int]
+    macs_change: int
+    elements_change: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """stock: where the operators of the published network would run; None with stock_error when it cannot be lowered.
+
+    prepared, prepared_error: the same for the network as acmix would export it.
+    macs, prepared_macs: multiply-accumulates of both.
+    """
+
+    model: str
+    target: str
+    stock: Placement | None
+    stock_error: str
+    prepared: Placement | None
+    prepared_error: str
+    macs: int
+    prepared_macs: int
+    rules: tuple[RuleEffect, ...]
+    forms: tuple[ChosenForm, ...]
+
+
+def forecast(network: Network, target: TargetRequest, recipe: Recipe, log: Path) -> Forecast:
+    """Lower the network twice into a scratch folder, as published and as prepared, and compare.
+
+    Raises UsageError when the network cannot be captured.
+    """
+    from acmix.toolkit import capture
+
+    published = capture.capture_published(network)
+    captured = capture.capture(network, [target.name])
+    made = captured.programs[target.name]
+    stock, stock_error = _placement(published, captured, target, recipe, log)
+    prepared, prepared_error = _placement(made.program, captured, target, recipe, log)
+    macs, prepared_macs = _census(published).macs, _census(made.program).macs
+    return Forecast(
+        network.spec.name,
+        target.name,
+        stock,
+        stock_error,
+        prepared,
+        prepared_error,
+        macs,
+        prepared_macs,
+        tuple(_effects(published, target.name)),
+        made.preparation.forms,
+    )
+
+
+def _placement(
+    program: ExportedProgram, captured: Captured, target: TargetRequest, recipe: Recipe, log: Path
+) -> tuple[Placement | None, str]:
+    from acmix.toolkit.program import save_program
+
+    with tempfile.TemporaryDirectory(prefix="acmix-") as folder:
+        saved, file = Path(folder) / "captured.pt2", Path(folder) / f"model{catalog.load_target(target.name).suffix}"
+        save_program(program, saved)
+        request = LoweringRequest(
+            str(saved),
+            str(file),
+            "forecast",
+            recipe,
+            captured.inputs,
+            captured.outputs,
+            dataclasses.asdict(target.options),
+        )
+        try:
+            with start_lowering(target.name, log, len(machine.usable_cpus())) as lowering:
+                lowered, _ = lowering.lower(request)
+            return lowered.placement or catalog.load_target(target.name).placement(file), ""
+        except AcmixError as error:
+            return None, str(error).partition("\n")[0]
+
+
+@dataclass(frozen=True)
+class _Census:
+    operators: Counter[str]
+    macs: int
+    elements: int
+
+
+def _census(program: ExportedProgram) -> _Census:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    nodes = [n for n in program.graph.nodes if n.op == "call_function" and isinstance(n.meta.get("val"), torch.Tensor)]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        program.module()(*program.example_inputs[0])
+    return _Census(
+        Counter(str(n.target).removeprefix("aten.").partition(".")[0] for n in nodes),
+        counter.get_total_flops() // 2,
+        sum(math.prod(n.meta["val"].shape) for n in nodes if not getattr(n.target, "is_view", False)),
+    )
+
+
+def _effects(published: ExportedProgram, target: str) -> list[RuleEffect]:
+    from acmix.toolkit.rewrite import applications
+
+    effects = []
+    before = _census(published)
+    for rule, times in applications(published, target):
+        after = _census(published)
+        removed, added = before.operators - after.operators, after.operators - before.operators
+        macs, elements = after.macs - before.macs, after.elements - before.elements
+        effects.append(RuleEffect(rule.name, rule.claim, times, dict(removed), dict(added), macs, elements))
+        before = after
+    return effects
