@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from acmix.toolkit import weights
 from acmix.toolkit.artifact import Preparation, WeightsOrigin
+from acmix.toolkit.checkpoint import read_checkpoint
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.prepare import Prepared, flat_tensors, prepare
 from acmix.toolkit.program import quiet
@@ -83,10 +84,10 @@ def build(source: ModelSource, weights_option: str | None, seed: int = 0) -> Net
 def _give_weights(source: ModelSource, module: nn.Module, option: str | None, seed: int) -> WeightsOrigin:
     spec = source.spec
     if option not in (None, "random"):
-        report = weights.load_weights(module, spec, weights.read_checkpoint(Path(str(option))))
+        report = weights.load_weights(module, spec, read_checkpoint(Path(str(option))))
         return WeightsOrigin("file", weights.digest(module), str(option), report=str(report))
     if option is None and spec.weights is not None:
-        report = weights.load_weights(module, spec, weights.read_checkpoint(weights.packaged_weights(spec.weights)))
+        report = weights.load_weights(module, spec, read_checkpoint(weights.packaged_weights(spec.weights)))
         return WeightsOrigin(
             "packaged",
             weights.digest(module),
@@ -119,8 +120,10 @@ def capture(network: Network, targets: Sequence[str]) -> Captured:
             made[key] = _program(network, form, zeros, target)
         programs[target] = next((p for p in programs.values() if p.preparation == made[key].preparation), made[key])
     first = next(iter(named.values()))
-    classifies = spec.classifies or (first.dim() == 2 and first.shape[1] > 1)
+    guessed = network.source.kind != "zoo" and first.dim() == 2 and first.shape[1] > 1
+    classifies = spec.classifies or guessed
     outputs = _output_specs(named)
+    _refuse_shared_names(spec.inputs, outputs)
     return Captured(programs, spec.inputs, outputs, parameter_count(network.module), macs, classifies)
 
 
@@ -129,12 +132,30 @@ def capture_published(network: Network) -> ExportedProgram:
     return _export(network.module, _zeros(network.spec), network.source)
 
 
+def _refuse_shared_names(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    for name in {spec.name for spec in inputs} & {spec.name for spec in outputs}:
+        raise UsageError(
+            f"{name!r} is the name of an input and of an output; ONNX and Core ML need two.\n"
+            f"Name the input: --input other_name=1x3x224x224, or return a dict with another key."
+        )
+
+
 def _program(network: Network, form: Prepared, zeros: tuple[Tensor, ...], target: str) -> TargetProgram:
     program = _export(form.module, zeros, network.source)
     applied = rewrite(program, target)
+    _make_contiguous(program)
     program.validate()  # type: ignore[no-untyped-call]
-    has_form = network.spec.for_inference is not None
+    has_form = form.error_float64 is not None
     return TargetProgram(program, Preparation(has_form, form.error_float64, applied, form.forms))
+
+
+def _make_contiguous(program: ExportedProgram) -> None:
+    """Lay every weight out in the order of its axes: litert-torch 0.10 writes a transposed view as if it were."""
+    for key, tensor in program.state_dict.items():
+        if not tensor.is_contiguous():
+            laid_out = tensor.detach().contiguous()
+            is_parameter = isinstance(tensor, nn.Parameter)
+            program.state_dict[key] = nn.Parameter(laid_out, tensor.requires_grad) if is_parameter else laid_out
 
 
 def count_macs(network: Network) -> int:

@@ -19,7 +19,7 @@ from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.spec import Claims, ModelSpec
 from acmix.toolkit.target import Target
 
-DEFAULT_MODEL = "lsnet_t"
+DEFAULT_MODEL = "acmix_resnet26"
 
 Room = Literal["toolkit.models", "toolkit.rewrites", "targets", "calibration.recipes"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from acmix.toolkit.artifact import ChosenForm
 from acmix.toolkit.errors import UsageError
-from acmix.toolkit.spec import ModelSpec
+from acmix.toolkit.layers.inference import InferenceLayer, replace_layers
+from acmix.toolkit.spec import ModelSpec, TensorSpec
 
 EXACT_FLOAT64 = 1e-9
 """The largest relative difference in float64 that still counts as the same network."""
@@ -32,10 +33,11 @@ def prepare(module: nn.Module, spec: ModelSpec, targets: Sequence[str]) -> dict[
 
     Raises UsageError when a form differs from the published network: the model's for_inference is then wrong.
     """
-    if spec.for_inference is None:
+    for_inference = spec.for_inference or _layer_forms(module, spec)
+    if for_inference is None:
         return dict.fromkeys(targets, Prepared(module))
     generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(s.shape, generator=generator, dtype=torch.float64) for s in spec.inputs]
+    inputs = [_noise(s, generator) for s in spec.inputs]
     published = copy.deepcopy(module).double().eval()
     with torch.no_grad():
         wanted = flat_tensors(published(*inputs))
@@ -43,13 +45,36 @@ def prepare(module: nn.Module, spec: ModelSpec, targets: Sequence[str]) -> dict[
     prepared = {}
     for target in targets:
         with torch.no_grad():
-            candidate = spec.for_inference(module, target).eval()
+            candidate = for_inference(module, target).eval()
             forms = chosen_forms(candidate)
             if forms not in shared:
-                found = flat_tensors(spec.for_inference(published, target).eval()(*inputs))
+                found = flat_tensors(for_inference(published, target).eval()(*inputs))
                 shared[forms] = Prepared(candidate, forms, _checked(spec, wanted, found))
         prepared[target] = shared[forms]
     return prepared
+
+
+def _layer_forms(module: nn.Module, spec: ModelSpec) -> Callable[[nn.Module, str], nn.Module] | None:
+    """For a user's own network that contains layers of acmix: each in its own inference form."""
+    if not any(isinstance(layer, InferenceLayer) for layer in module.modules()):
+        return None
+
+    def for_inference(network: nn.Module, target: str) -> nn.Module:
+        dtype = next((p.dtype for p in network.parameters()), torch.float32)
+        zeros = [torch.zeros(s.shape, dtype=_dtype(s, dtype)) for s in spec.inputs]
+        return replace_layers(network, target, zeros)
+
+    return for_inference
+
+
+def _dtype(spec: TensorSpec, floating: torch.dtype) -> torch.dtype:
+    return floating if spec.dtype == "float32" else getattr(torch, spec.dtype)
+
+
+def _noise(spec: TensorSpec, generator: torch.Generator) -> Tensor:
+    if spec.dtype != "float32":
+        return torch.zeros(spec.shape, dtype=_dtype(spec, torch.float64))
+    return torch.randn(spec.shape, generator=generator, dtype=torch.float64)
 
 
 def chosen_forms(module: nn.Module) -> tuple[ChosenForm, ...]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from acmix.toolkit import capture
 from acmix.toolkit.errors import UsageError
+from acmix.toolkit.layers.acmix import ACmix
 from acmix.toolkit.program import load_program, save_program
 from acmix.toolkit.source import ModelSource, find_model, parse_input
 from acmix.toolkit.spec import ModelSpec, TensorSpec
@@ -52,6 +53,15 @@ def test_outputs_in_a_dict_keep_their_order_and_names() -> None:
     assert [spec.name for spec in capture.capture(built, ["onnx"]).outputs] == ["twice", "half"]
 
 
+def test_an_output_with_an_inputs_name_is_refused() -> None:
+    class Echo(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"x0": x * 2}
+
+    with pytest.raises(UsageError, match="'x0' is the name of an input and of an output"):
+        capture.capture(network(Echo()), ["onnx"])
+
+
 class Wrong(nn.Module):
     def __init__(self, value: Callable[[Tensor], object]) -> None:
         super().__init__()
@@ -77,6 +87,29 @@ def test_an_inference_form_that_differs_is_refused() -> None:
 
     with pytest.raises(UsageError, match="differs from the published network"):
         capture.capture(network(nn.Conv2d(3, 4, 1), for_inference=wrong), ["onnx"])
+
+
+def test_a_users_network_with_our_layers_gets_their_inference_forms() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 1), ACmix(8, heads=2)).eval()
+    captured = capture.capture(network(module), ["executorch", "onnx"])
+    for made in captured.programs.values():
+        assert made.preparation.forms
+        assert made.preparation.error_float64 is not None
+        assert not [n for n in made.program.graph.nodes if "im2col" in n.name]
+        x = torch.randn(1, 3, 8, 8)
+        torch.testing.assert_close(made.program.module()(x), module(x), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_that_are_views_are_laid_out_in_order() -> None:
+    conv = nn.Conv2d(4, 6, 1)
+    conv.weight = nn.Parameter(conv.weight.detach().transpose(0, 1).contiguous().transpose(0, 1))
+    assert not conv.weight.is_contiguous()
+    captured = capture.capture(network(conv, (1, 4, 8, 8)), ["tflite"])
+    program = captured.programs["tflite"].program
+    assert all(value.is_contiguous() for value in program.state_dict.values())
+    x = torch.randn(1, 4, 8, 8)
+    torch.testing.assert_close(program.module()(x), conv(x))
 
 
 def test_a_random_seed_gives_the_same_network() -> None:

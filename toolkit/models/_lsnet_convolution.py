@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acmix.toolkit.models._lsnet_layers import ConvBN, affine, convolution, pointwise
+from acmix.toolkit.models._folding import affine
+from acmix.toolkit.models._lsnet_layers import ConvBN, convolution, pointwise
 
 TAPS = 9
 SHARING = 8

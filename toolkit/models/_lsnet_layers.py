@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from acmix.toolkit.models._folding import affine
+
 HEADS = 4
 KEY_CHANNELS = 16
 KEYS = HEADS * KEY_CHANNELS
@@ -23,13 +25,6 @@ class Fusable(Protocol):
     """A layer that knows an equal layer for inference."""
 
     def fused(self) -> nn.Module: ...
-
-
-def affine(bn: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Scale and shift of a batch norm at evaluation, in float64."""
-    assert bn.running_mean is not None and bn.running_var is not None
-    scale = bn.weight.double() / torch.sqrt(bn.running_var.double() + bn.eps)
-    return scale, bn.bias.double() - bn.running_mean.double() * scale
 
 
 def convolution(

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acmix.toolkit.errors import UsageError
+from acmix.toolkit.models._folding import affine
 from acmix.toolkit.models._lsnet_convolution import LSConv
 from acmix.toolkit.models._lsnet_layers import (
     Attention,
@@ -19,7 +20,6 @@ from acmix.toolkit.models._lsnet_layers import (
     Fusable,
     RepVGGDW,
     SqueezeExcite,
-    affine,
     distance_indices,
 )
 from acmix.toolkit.spec import Claims, ModelSpec, StateDict, TensorSpec, imagenet_preprocess
@@ -276,12 +276,7 @@ MODELS: dict[str, ModelSpec] = {
     "lsnet_b": _spec(
         "lsnet_b",
         _B,
-        claims=Claims(
-            parameters=23_313_608,
-            macs=1_300_000_000,
-            top1_percent=80.3,
-            macs_note="the authors' code gives 1.24 G",
-        ),
+        claims=Claims(parameters=23_313_608, macs=1_300_000_000, top1_percent=80.3, macs_note="the code has 1.24 G"),
         may_lack_branches=True,
     ),
     "lsnet_t_distill": _spec(
@@ -297,12 +292,7 @@ MODELS: dict[str, ModelSpec] = {
     "lsnet_b_distill": _spec(
         "lsnet_b_distill",
         partial(_B, distilled=True),
-        claims=Claims(
-            parameters=23_827_632,
-            macs=1_300_000_000,
-            top1_percent=81.6,
-            macs_note="the authors' code gives 1.24 G",
-        ),
+        claims=Claims(parameters=23_827_632, macs=1_300_000_000, top1_percent=81.6, macs_note="the code has 1.24 G"),
         may_lack_branches=True,
     ),
 }

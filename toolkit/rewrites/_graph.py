@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 from torch._guards import detect_fake_mode
@@ -61,7 +60,7 @@ def replace(program: ExportedProgram, old: Node, new: Node) -> None:
 def remove_unused(program: ExportedProgram) -> None:
     """Remove calls that nothing reads, then parameters and buffers that nothing reads; recompile."""
     for node in reversed(program.graph.nodes):
-        if node.op == "call_function" and not node.users:
+        if node.op == "call_function" and not node.users and not _writes(node):
             program.graph.erase_node(node)
     specs = program.graph_signature.input_specs
     nodes = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
@@ -71,6 +70,16 @@ def remove_unused(program: ExportedProgram) -> None:
         if not any(s.target == spec.target for s in specs):
             _stores(program)[spec.kind].pop(str(spec.target), None)
     program.graph_module.recompile()
+
+
+def _writes(node: Node) -> bool:
+    """Whether the call changes in place what something else may read: an input, a view, a value with readers."""
+    if not isinstance(node.target, OpOverload) or not node.target._schema.is_mutable:
+        return False
+    changed = node.args[0]
+    if not isinstance(changed, Node) or not isinstance(changed.target, OpOverload) or set(changed.users) != {node}:
+        return True
+    return any(result.alias_info is not None for result in changed.target._schema.returns)
 
 
 def constant_value(program: ExportedProgram, node: object) -> Tensor | None:

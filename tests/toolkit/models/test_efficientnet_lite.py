@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from acmix.toolkit.checkpoint import read_checkpoint
 from acmix.toolkit.models.efficientnet_lite import MODELS, EfficientNetLite, SameConv2d, same_padding
 from acmix.toolkit.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Preprocess
-from acmix.toolkit.weights import load_weights, packaged_weights, read_checkpoint
+from acmix.toolkit.weights import load_weights, packaged_weights
 
 PHOTOS = Path(__file__).resolve().parents[4] / "shared" / "data" / "imagenet_sample"
 
