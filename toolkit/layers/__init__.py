@@ -1,0 +1,1 @@
+"""Layers for users' own networks: as published, with an inference form for each target."""

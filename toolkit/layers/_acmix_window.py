@@ -1,0 +1,83 @@
+"""Tiles of queries and the keys they see: the geometry of a sliding window with a reflected border, as constants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+OUTSIDE = -3e4
+"""Added to the logit of a key outside the window.
+
+exp(-3e4) is 0 in float32 and float64, whatever the logits up to 2.9e4; the sum stays inside float16's 65504.
+"""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of the map: `pixels` keys, a query every `stride` of them, `tile` queries a tile."""
+
+    pixels: int
+    kernel: int
+    stride: int
+    tile: int
+
+    @property
+    def queries(self) -> int:
+        return -(-self.pixels // self.stride)
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.queries // self.tile)
+
+    @property
+    def missing(self) -> int:
+        """Queries that the last tile lacks."""
+        return self.tiles * self.tile - self.queries
+
+    @property
+    def span(self) -> int:
+        """Keys a tile reads: those of its windows, all inside the map."""
+        return min((self.tile - 1) * self.stride + self.kernel, self.pixels)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The first key of each tile."""
+        step, margin = self.tile * self.stride, self.kernel // 2
+        return tuple(max(0, min(i * step - margin, self.pixels - self.span)) for i in range(self.tiles))
+
+    def counts(self) -> Tensor:
+        """How often each query's window holds each key, once or more by reflection: [tiles, tile, span], float64.
+
+        A missing query sees every key once.
+        """
+        counts = torch.zeros(self.tiles, self.tile, self.span, dtype=torch.float64)
+        last = self.pixels - 1
+        for index in range(self.tiles * self.tile):
+            tile, row = divmod(index, self.tile)
+            if index >= self.queries:
+                counts[tile, row] = 1
+                continue
+            middle = index * self.stride
+            for tap in range(middle - self.kernel // 2, middle + self.kernel // 2 + 1):
+                inside = last - abs(last - abs(tap))
+                counts[tile, row, inside - self.starts[tile]] += 1
+        return counts
+
+
+def window_biases(rows: Axis, columns: Axis) -> tuple[dict[str, Tensor], list[str]]:
+    """What to add to the logits of each row of tiles, float64: [tiles, queries of a tile, keys of a tile].
+
+    log(n) for a key that the window holds n times, OUTSIDE for one that it does not hold.  The distinct ones by
+    name, and each row's name: rows of tiles inside the map have the same.
+    """
+    distinct: dict[str, Tensor] = {}
+    names = []
+    for down in rows.counts():
+        counts = torch.einsum("ak,jbl->jabkl", down, columns.counts()).flatten(3).flatten(1, 2)
+        bias = torch.where(counts > 0, counts.log(), OUTSIDE)
+        name = next((n for n, known in distinct.items() if torch.equal(known, bias)), f"bias{len(distinct)}")
+        distinct[name] = bias
+        names.append(name)
+    return distinct, names
