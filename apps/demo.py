@@ -57,7 +57,7 @@ def run(wheels: Path, out: Path) -> int:
     with StageLines(screen) as lines:
         outcomes = pipeline.export(request, lines.progress)
     made = [o.artifact for o in outcomes if o.artifact is not None]
-    runnable = [a for a in made if a.manifest.proof.verdict != "not executed"]
+    runnable = [a for a in made if a.manifest.proof.executed_by == "runtime"]
     photos = read_photo_folder(out / "photos", request.source.spec.preprocess)
     with Progress(console=screen, transient=True) as progress:
         scores = {a.name: _score(a, photos, out, progress) for a in runnable}

@@ -115,7 +115,7 @@ def _report_export(results: list[Outcome]) -> int:
     done = [r.artifact for r in results if r.artifact is not None]
     if done:
         screen.print(f"Wrote {', '.join(str(a.folder) for a in done)}")
-        runnable = [str(a.folder) for a in done if a.manifest.proof.verdict != "not executed"]
+        runnable = [str(a.folder) for a in done if a.manifest.proof.executed_by == "runtime"]
         screen.print(
             f"Next: acmix profile {' '.join(runnable)}" if runnable else f"Next: acmix inspect {done[0].folder}"
         )

@@ -45,7 +45,9 @@ def mark(fine: bool) -> Text:
 
 
 def verdict(proof: Proof) -> Text:
-    """The verdict, with a tick only for what ran and agreed."""
+    """The verdict, with a green tick only for what ran in its own runtime and agreed."""
+    if proof.executed_by == "reference" and proof.verdict == "passed":
+        return Text("✓ reference", "cyan")
     return {
         "passed": Text("✓ passed", "green"),
         "failed": Text("✗ failed", "red"),

@@ -24,7 +24,7 @@ from acmix.toolkit.target import Array, Lowered, LoweringJob, Operator, Placemen
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-NOT_HERE = "Core ML's runtime exists on macOS and iOS only: not executed here"
+NOT_HERE = "Core ML's runtime exists on macOS and iOS only"
 UNDETERMINED = "Core ML decides on the device between CPU, GPU and Neural Engine; a Mac with macOS 14.4 can ask it"
 FLOAT16_NOTE = (
     "weights and arithmetic are float16, inputs and outputs stay float32 so that every target has one interface"
@@ -106,6 +106,21 @@ class CoreMLTarget:
                 for feature, array, image in zip(described.input, arrays, images, strict=True)
             }
             results = model.predict(feed)
+            return [np.asarray(results[feature.name]) for feature in described.output]
+
+        yield run
+
+    @contextlib.contextmanager
+    def reference(self, file: Path) -> Iterator[Runner]:
+        """The saved package by the definition of its operators, on any machine: exact about numbers, not about time."""
+        from acmix.targets.mil import load_package
+
+        model = load_package(file)
+        described = coreml_package.read_specification(file).description
+
+        def run(arrays: Sequence[Array]) -> list[Array]:
+            feed = {feature.name: array for feature, array in zip(described.input, arrays, strict=True)}
+            results = model(feed)
             return [np.asarray(results[feature.name]) for feature in described.output]
 
         yield run

@@ -63,6 +63,7 @@ class ExecuTorch:
     suffix: str = ".pte"
     distributions: tuple[str, ...] = ("executorch", "torch", "torchao")
     options: type[ExecuTorchOptions] = ExecuTorchOptions
+    reference: None = None
 
     def refuses(self, recipe: Recipe, options: Any) -> str | None:
         if recipe.weights != recipe.activations or recipe.weights not in ("float32", "float16"):

@@ -50,6 +50,7 @@ class OnnxTarget:
     suffix: str = ".onnx"
     distributions: tuple[str, ...] = ("onnx", "onnxscript", "onnxsim", "onnxruntime")
     options: type[OnnxOptions] = OnnxOptions
+    reference: None = None
 
     def refuses(self, recipe: Recipe, options: Any) -> str | None:
         if options.opset not in OPSETS:

@@ -48,6 +48,7 @@ class TFLite:
         "torch",
     )
     options: type[TFLiteOptions] = TFLiteOptions
+    reference: None = None
 
     def refuses(self, recipe: Recipe, options: Any) -> str | None:
         if recipe.weights == recipe.activations and recipe.weights in ("float32", "float16"):

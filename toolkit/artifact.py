@@ -15,7 +15,7 @@ from acmix.toolkit.errors import UsageError
 from acmix.toolkit.recipe import Recipe, Tolerance
 from acmix.toolkit.rewrite import AppliedRewrite
 from acmix.toolkit.spec import Preprocess, TensorSpec
-from acmix.toolkit.target import Placement
+from acmix.toolkit.target import ExecutedBy, Placement, executor
 from acmix.toolkit.verify import Proof
 
 SCHEMA_VERSION = 1
@@ -158,17 +158,17 @@ def digest_files(folder: Path, first: str) -> tuple[FileDigest, ...]:
     return tuple(sorted(records, key=lambda r: (Path(r.path).parts[0] != first, r.path)))
 
 
-def cannot_run_here(artifact: Artifact) -> str | None:
-    """Why this artifact's file cannot be executed on this machine; None when it can.
+def executed_by(artifact: Artifact) -> tuple[ExecutedBy, str]:
+    """Who executes this artifact's file on this machine ('': nobody), and why it is not its own runtime.
 
     Raises UsageError with the pip command when its target's packages are missing.
     """
     record = artifact.manifest.target
     target = catalog.load_target(record.name)
-    if reason := target.cannot_run_here(msgspec.convert(record.options, target.options)):
-        return reason
-    catalog.require_packages(record.name)
-    return None
+    by, reason = executor(target, msgspec.convert(record.options, target.options))
+    if by == "runtime":
+        catalog.require_packages(record.name)
+    return by, reason
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

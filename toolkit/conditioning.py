@@ -1,17 +1,22 @@
 """How much of its own outputs a network keeps when numbers are rounded: what no converter can do better than.
 
 For float32: eager float32 against eager float64. For float16: eager with its filters rounded to float16, but for
-those of depthwise and first convolutions, which the targets keep, against eager.
+those of depthwise and first convolutions, which the targets keep, against eager. For float16 arithmetic: eager with
+all its weights and the result of every operator rounded to float16.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from acmix.toolkit.float16 import stays_float32
 from acmix.toolkit.prepare import flat_tensors
@@ -23,21 +28,37 @@ Attainable = Callable[[Sequence[Array], Sequence[Array]], tuple[float | None, ..
 """From a sample's inputs and its eager outputs to the SNR that rounding alone leaves, one an output."""
 
 
-def attainable(module: nn.Module, recipe: Recipe) -> Attainable:
+class HalfRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Rounds the result of every operator to float16; the operator itself computes in float32."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.is_view:
+            return result
+        return pytree.tree_map_only(Tensor, lambda t: t.half().float() if t.dtype == torch.float32 else t, result)
+
+
+def _rounding(half_arithmetic: bool) -> contextlib.AbstractContextManager[object]:
+    return HalfRounding() if half_arithmetic else contextlib.nullcontext()  # type: ignore[no-untyped-call]
+
+
+def attainable(module: nn.Module, recipe: Recipe, half_arithmetic: bool = False) -> Attainable:
     """Measure the conditioning of a network under a recipe's rounding.
 
     A module that cannot be copied or computed in float64 has no known conditioning: None for every output.
     """
     try:
         perturbed = copy.deepcopy(module)
-        perturbed = perturbed.double() if recipe.weights == "float32" else _rounded(perturbed)
+        perturbed = perturbed.double() if recipe.weights == "float32" else _rounded(perturbed, half_arithmetic)
     except (RuntimeError, TypeError, ValueError):
         return lambda inputs, outputs: (None,) * len(outputs)
     dtype = torch.float64 if recipe.weights == "float32" else torch.float32
 
     def measure(inputs: Sequence[Array], outputs: Sequence[Array]) -> tuple[float | None, ...]:
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _rounding(half_arithmetic):
                 found = flat_tensors(perturbed(*(_as(array, dtype) for array in inputs)))
         except (RuntimeError, TypeError):
             return (None,) * len(outputs)
@@ -56,8 +77,8 @@ def _as(array: Array, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def _rounded(module: nn.Module) -> nn.Module:
+def _rounded(module: nn.Module, every: bool) -> nn.Module:
     for parameter in module.parameters():
-        if parameter.dim() > 1 and not stays_float32(parameter.shape):
+        if every or (parameter.dim() > 1 and not stays_float32(parameter.shape)):
             parameter.data = parameter.data.half().float()
     return module

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from acmix.toolkit import catalog
-from acmix.toolkit.artifact import Artifact, cannot_run_here, check_digests
+from acmix.toolkit.artifact import Artifact, check_digests, executed_by
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.execute import run_sample, snapped
 from acmix.toolkit.profile import interface_of
 from acmix.toolkit.samples import Samples
 from acmix.toolkit.session import SessionRequest, open_session
+from acmix.toolkit.spec import TensorSpec
 from acmix.toolkit.target import Array
 from acmix.toolkit.verify import snr_db
 
@@ -59,21 +60,29 @@ def evaluate(
     manifest = artifact.manifest
     if not manifest.model.classifies:
         raise UsageError(f"{artifact.name} gives no class scores, so there is no top-1 to evaluate.")
-    if reason := cannot_run_here(artifact):
+    by, reason = executed_by(artifact)
+    if not by:
         raise UsageError(f"{artifact.name} cannot be evaluated on this host: {reason}")
     eager, missing = rebuild(artifact, model)
     interface = interface_of(artifact)
+    scores = _scores(manifest.outputs)
     snap = manifest.preprocess if manifest.pixel_grid else None
     labels = samples.labels or (None,) * len(samples)
     rows: list[_Row] = []
-    with open_session(SessionRequest(manifest.target.name, str(artifact.model_file)), log) as session:
+    request = SessionRequest(manifest.target.name, str(artifact.model_file), reference=by == "reference")
+    with open_session(request, log) as session:
         session.load()
         for label, inputs in zip(labels, samples, strict=True):
             fed = snapped(inputs, snap)
-            found = run_sample(session, fed, interface)[0]
-            rows.append(_Row(label, found, eager(fed)[0] if eager else None))
+            found = run_sample(session, fed, interface)[scores]
+            rows.append(_Row(label, found, eager(fed)[scores] if eager else None))
             advance(len(rows))
     return _judge(artifact, samples, rows, missing)
+
+
+def _scores(outputs: Sequence[TensorSpec]) -> int:
+    """Which output to evaluate: the last of those as wide as the first, which of several exits is the best one."""
+    return max(i for i, spec in enumerate(outputs) if spec.shape == outputs[0].shape)
 
 
 def _judge(artifact: Artifact, samples: Samples, rows: Sequence[_Row], missing: str) -> Evaluation:

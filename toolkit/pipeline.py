@@ -28,7 +28,7 @@ from acmix.toolkit.samples import Probes, Samples
 from acmix.toolkit.seal import Finished, Shared, judge, seal
 from acmix.toolkit.session import SessionRequest, open_session
 from acmix.toolkit.spec import Preprocess, TensorSpec
-from acmix.toolkit.target import Array, Lowered, Placement
+from acmix.toolkit.target import Array, Lowered, Placement, executor
 from acmix.toolkit.verify import Proof, SampleSet, prove
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ def _capture(request: ExportRequest, scratch: Path, progress: Progress) -> Share
         [reference for photos in references[1:] for reference in photos],
         tuple(SampleSet(s.name, len(s), s.digest) for s in sets),
         time.perf_counter() - begin,
+        attainable(network.module, request.recipe, half_arithmetic=True),
     )
 
 
@@ -191,6 +192,7 @@ def _export_one(run: _Run, target: TargetRequest) -> Outcome:
         run.progress(target.name, "verify", seconds)
         begin = time.perf_counter()
         recipe = relaxed(run.request.recipe, lowered.half_arithmetic)
+        common = _for_half(common) if lowered.half_arithmetic else common
         limits = tuple(tolerances(recipe, common.outputs, run.request.snr_db_overrides))
         proof, placement = _prove(run, target, common, lowered, file, limits)
         timings = {"capture": common.seconds, "lower": seconds, "verify": time.perf_counter() - begin}
@@ -240,16 +242,28 @@ def _prove(
     run: _Run, target: TargetRequest, common: Shared, lowered: Lowered, file: Path, limits: Sequence[Tolerance]
 ) -> tuple[Proof, Placement]:
     loaded = catalog.load_target(target.name)
-    if reason := loaded.cannot_run_here(target.options):
+    by, reason = executor(loaded, target.options)
+    if not by:
         return Proof("not executed", "", reason=reason), lowered.placement or loaded.placement(file)
     preprocess = run.request.source.spec.preprocess
     interface = Interface(common.inputs, common.outputs, lowered.inputs, lowered.outputs, preprocess)
-    with open_session(SessionRequest(target.name, str(file)), _log(run, target)) as session:
+    request = SessionRequest(target.name, str(file), reference=by == "reference")
+    with open_session(request, _log(run, target)) as session:
         session.load()
         rows = list(compare(session, [*common.probes, *common.photos], interface))
         placement = lowered.placement or session.placement()
-    limits = tolerances(
-        relaxed(run.request.recipe, lowered.half_arithmetic), common.outputs, run.request.snr_db_overrides
-    )
     names = [spec.name for spec in common.outputs]
-    return prove(names, rows, limits, common.model.classifies, target.name, common.sample_sets), placement
+    classifies = common.model.classifies
+    return prove(names, rows, limits, classifies, target.name, common.sample_sets, (by, reason)), placement
+
+
+def _for_half(common: Shared) -> Shared:
+    """The same, asking of each sample what eager keeps when every operator is rounded to float16."""
+
+    def judged(references: list[Reference]) -> list[Reference]:
+        return [
+            dataclasses.replace(one, attainable_db=common.half_conditioning(one.inputs, one.outputs))
+            for one in references
+        ]
+
+    return dataclasses.replace(common, probes=judged(common.probes), photos=judged(common.photos))

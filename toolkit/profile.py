@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from acmix.toolkit import machine
-from acmix.toolkit.artifact import Artifact, cannot_run_here, check_digests
+from acmix.toolkit.artifact import Artifact, check_digests, executed_by
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.execute import Interface, file_inputs
 from acmix.toolkit.samples import Probes
@@ -93,7 +93,8 @@ def profile(
     cpus = _pinned(request.threads)
     for artifact in artifacts:
         check_digests(artifact)
-        if reason := cannot_run_here(artifact):
+        by, reason = executed_by(artifact)
+        if by != "runtime":
             raise UsageError(f"{artifact.name} cannot be profiled on this host: {reason}")
     with contextlib.ExitStack() as stack:
         benches = [

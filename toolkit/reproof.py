@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from acmix.toolkit.artifact import REFERENCE, Artifact, cannot_run_here, check_digests
+from acmix.toolkit.artifact import REFERENCE, Artifact, check_digests, executed_by
 from acmix.toolkit.execute import compare, read_references, snapped
 from acmix.toolkit.profile import interface_of
 from acmix.toolkit.samples import Probes
@@ -19,16 +19,19 @@ def reprove(artifact: Artifact, log: Path) -> Proof:
     """
     check_digests(artifact)
     manifest = artifact.manifest
-    if reason := cannot_run_here(artifact):
+    by, reason = executed_by(artifact)
+    if not by:
         return Proof("not executed", "", reason=reason)
     interface = interface_of(artifact)
     probes = Probes(manifest.inputs, manifest.seed)
     snap = manifest.preprocess if manifest.pixel_grid else None
     samples = ((name, snapped(sample, snap)) for name, sample in zip(probes.identifiers, probes, strict=True))
     references = read_references(artifact.folder / REFERENCE, samples)
-    with open_session(SessionRequest(manifest.target.name, str(artifact.model_file)), log) as session:
+    request = SessionRequest(manifest.target.name, str(artifact.model_file), reference=by == "reference")
+    with open_session(request, log) as session:
         session.load()
         rows = list(compare(session, references, interface))
     sets = (SampleSet(probes.name, len(references), probes.digest),)
     names = [spec.name for spec in manifest.outputs]
-    return prove(names, rows, manifest.tolerances, manifest.model.classifies, manifest.target.name, sets)
+    classifies, runtime = manifest.model.classifies, manifest.target.name
+    return prove(names, rows, manifest.tolerances, classifies, runtime, sets, (by, reason))

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from acmix.toolkit import catalog, machine
 from acmix.toolkit.artifact import (
@@ -26,6 +27,9 @@ from acmix.toolkit.spec import TensorSpec
 from acmix.toolkit.target import Lowered, Placement
 from acmix.toolkit.verify import Proof, SampleSet
 
+if TYPE_CHECKING:
+    from acmix.toolkit.conditioning import Attainable
+
 
 @dataclass(frozen=True)
 class Shared:
@@ -40,6 +44,7 @@ class Shared:
     photos: list[Reference]
     sample_sets: tuple[SampleSet, ...]
     seconds: float
+    half_conditioning: Attainable
 
 
 @dataclass(frozen=True)

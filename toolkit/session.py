@@ -33,12 +33,16 @@ TIMEOUT_S = 600.0
 
 @dataclass(frozen=True)
 class SessionRequest:
-    """What a child loads and where it may run. cpus: None leaves the scheduler free."""
+    """What a child loads and where it may run. cpus: None leaves the scheduler free.
+
+    reference: by the target's reference evaluator instead of its runtime.
+    """
 
     target: str
     file: str
     threads: int = 1
     cpus: tuple[int, ...] | None = None
+    reference: bool = False
 
 
 @dataclass(frozen=True)
@@ -208,9 +212,13 @@ class _Child:
         if command.do == "place":
             return Answer(placement=self.target.placement(file)), []
         if command.do == "load":
-            self.target.preload_runtime()
-            begin = time.perf_counter_ns()
-            self.runner = self.stack.enter_context(self.target.runner(file, self.request.threads))
+            if self.request.reference and self.target.reference is not None:
+                begin = time.perf_counter_ns()
+                self.runner = self.stack.enter_context(self.target.reference(file))
+            else:
+                self.target.preload_runtime()
+                begin = time.perf_counter_ns()
+                self.runner = self.stack.enter_context(self.target.runner(file, self.request.threads))
             return Answer(latency_ns=(time.perf_counter_ns() - begin,), peak_memory_mb=peak_memory_mb()), []
         if self.runner is None:
             raise UsageError(f"{command.do!r} came before 'load'")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Runner = Callable[[Sequence[Array]], list[Array]]
 """One inference: arrays in the file's own order, dtype and layout, to arrays. Nothing else is timed."""
+Evaluator = Callable[[Path], AbstractContextManager[Runner]]
+"""Executes a saved file by the definition of its format, without its runtime."""
+ExecutedBy = Literal["runtime", "reference", ""]
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,10 @@ class Target(Protocol):
     def cannot_run_here(self, options: Any) -> str | None:
         """Why the saved file cannot be executed on this machine; None when it can."""
 
+    @property
+    def reference(self) -> Evaluator | None:
+        """Our own evaluator of the format, for machines without its runtime; None where there is none."""
+
     def preload(self) -> None:
         """Import the converter, so that it overlaps with the capture."""
 
@@ -132,6 +139,14 @@ class Target(Protocol):
 
     def placement(self, file: Path) -> Placement:
         """Where each operator of the saved file runs, read from the file and its runtime."""
+
+
+def executor(target: Target, options: Any) -> tuple[ExecutedBy, str]:
+    """Who executes a target's files on this machine, and why it is not their own runtime ('' when it is)."""
+    reason = target.cannot_run_here(options)
+    if reason is None:
+        return "runtime", ""
+    return ("reference" if target.reference is not None else ""), reason
 
 
 def to_layout(array: Array, source: TensorSpec, wanted: TensorSpec) -> Array:

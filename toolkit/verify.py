@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from acmix.toolkit.recipe import Tolerance
-from acmix.toolkit.target import Array
+from acmix.toolkit.target import Array, ExecutedBy
 
 Verdict = Literal["passed", "failed", "not executed"]
 
@@ -49,13 +49,17 @@ class SampleSet:
 
 @dataclass(frozen=True)
 class Proof:
-    """What running the saved file showed. `not executed` is not a pass: reason says why."""
+    """What running the saved file showed. `not executed` is not a pass: reason says why.
+
+    executed_by: the format's own runtime, or a reference evaluator where that is absent (reason says why).
+    """
 
     verdict: Verdict
     runtime: str
     agreements: tuple[Agreement, ...] = ()
     samples: tuple[SampleSet, ...] = ()
     reason: str = ""
+    executed_by: ExecutedBy = ""
 
 
 @dataclass(frozen=True)
@@ -144,9 +148,11 @@ def prove(
     logits: bool,
     runtime: str,
     samples: tuple[SampleSet, ...],
+    executed_by: tuple[ExecutedBy, str] = ("runtime", ""),
 ) -> Proof:
     """Judge every output: `compared` holds, sample by sample, one comparison an output."""
     rows = list(compared)
     agreements = tuple(agree(name, [row[i] for row in rows], tolerances[i], logits) for i, name in enumerate(names))
     verdict: Verdict = "passed" if all(a.passed for a in agreements) else "failed"
-    return Proof(verdict, runtime, agreements, samples)
+    by, reason = executed_by
+    return Proof(verdict, runtime, agreements, samples, reason, by)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from acmix.toolkit import capture, catalog, weights
+from acmix.toolkit.errors import UsageError
 from acmix.toolkit.prepare import prepare
 from acmix.toolkit.source import ModelSource, at_inputs, parameter_count
 from acmix.toolkit.spec import ModelSpec, TensorSpec
@@ -97,13 +98,23 @@ SIZED = [name for name in NAMES if spec_of(name).preprocess is not None and len(
 
 
 @pytest.mark.parametrize("name", SIZED)
-def test_another_input_size_builds_and_runs(name: str) -> None:
+def test_another_input_size_builds_and_runs_or_is_refused_with_those_that_do(name: str) -> None:
     published = spec_of(name)
     image = published.inputs[0]
-    spec = at_inputs(published, (TensorSpec(image.name, (*image.shape[:2], 160, 128), layout="nchw"),))
-    network = network_of(spec)
-    output = network([torch.zeros(*image.shape[:2], 160, 128).numpy()])[0]
+
+    def at_size(height: int, width: int) -> ModelSpec:
+        return at_inputs(published, (TensorSpec(image.name, (*image.shape[:2], height, width), layout="nchw"),))
+
+    try:
+        spec = at_size(160, 128)
+        network = network_of(spec)
+    except UsageError as refusal:
+        assert "multiples of 224" in str(refusal)
+        spec = at_size(224, 448)
+        network = network_of(spec)
+    shape = spec.inputs[0].shape
+    output = network([torch.zeros(shape).numpy()])[0]
     if spec.classifies:
         assert output.shape == (1, 1000)
     assert spec.preprocess is not None
-    assert spec.preprocess.crop == (160, 128)
+    assert spec.preprocess.crop == shape[2:]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from acmix.apps import tables
 from acmix.toolkit import capture, catalog
 from acmix.toolkit.artifact import Artifact, check_digests, manifest_schema, open_artifact
 from acmix.toolkit.errors import GateError, UsageError
@@ -72,11 +73,13 @@ def test_every_operator_has_a_place_and_the_macs_add_up(exported: Exported, name
     assert sum(op.macs for op in operators) == pytest.approx(manifest.model.macs, rel=0.02)
 
 
-def test_what_cannot_run_here_is_never_ticked(exported: Exported) -> None:
+def test_the_proof_says_who_executed_the_file(exported: Exported) -> None:
     for name, artifact in exported("float32").items():
-        expected = "passed" if name in RUNNABLE else "not executed"
-        assert artifact.manifest.proof.verdict == expected
-        assert bool(artifact.manifest.proof.reason) == (expected == "not executed")
+        proof = artifact.manifest.proof
+        assert proof.verdict == "passed"
+        assert proof.executed_by == ("runtime" if name in RUNNABLE else "reference")
+        assert bool(proof.reason) == (name not in RUNNABLE)
+        assert ("reference" in tables.verdict(proof).plain) == (name not in RUNNABLE)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -328,7 +328,7 @@ def test_a_package_without_weights_or_that_is_missing_is_refused(float32: Export
 @not_on_a_mac
 def test_running_it_here_is_refused_with_the_reason(float32: Exported) -> None:
     reason = TARGET.cannot_run_here(CoreMLOptions())
-    assert reason == "Core ML's runtime exists on macOS and iOS only: not executed here"
+    assert reason == "Core ML's runtime exists on macOS and iOS only"
     with pytest.raises(UsageError, match="exists on macOS and iOS only"), TARGET.runner(float32.package, 1):
         pass
 
