@@ -20,13 +20,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
 def list_room(
-    what: Annotated[str, typer.Argument(metavar="models|targets|recipes", help="What to list.")], as_json: Json = False
+    what: Annotated[str, typer.Argument(metavar="models|targets|recipes|rewrites", help="What to list.")],
+    as_json: Json = False,
 ) -> None:
-    """List models, targets or recipes."""
+    """List models, targets, recipes or rewrites."""
     listings: dict[str, Callable[[bool], None]] = {
         "models": _list_models,
         "targets": _list_targets,
         "recipes": _list_recipes,
+        "rewrites": _list_rewrites,
     }
     if what not in listings:
         raise catalog.unknown("list", what, listings, "models")
@@ -66,6 +68,19 @@ def _list_recipes(as_json: bool) -> None:
     made = tables.table("precision", "weights", "activations", ">agreement asked, dB", "")
     for r in recipes:
         made.add_row(r.name, r.weights, r.activations, f"{r.tolerance.snr_db:.0f}", r.description)
+    console().print(made)
+    return None
+
+
+def _list_rewrites(as_json: bool) -> None:
+    cards = catalog.rewrite_cards()
+    if as_json:
+        return print_json("list", rewrites=cards)
+    from acmix.apps import tables
+
+    made = tables.table("rewrite", "for", "what it does")
+    for card in cards:
+        made.add_row(card.name, ", ".join(card.targets) or "every target", card.summary)
     console().print(made)
     return None
 

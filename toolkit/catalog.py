@@ -80,6 +80,32 @@ def model_cards() -> tuple[ModelCard, ...]:
     return tuple(card for stem in stems("toolkit.models") for card in _cards(folder("toolkit.models") / f"{stem}.py"))
 
 
+@dataclass(frozen=True)
+class RewriteCard:
+    """What can be said of a rewrite without importing torch. targets: those it is for; empty for all."""
+
+    name: str
+    summary: str
+    targets: tuple[str, ...]
+
+
+@functools.cache
+def rewrite_cards() -> tuple[RewriteCard, ...]:
+    """Every graph rule, in the order of the file names."""
+    return tuple(_rewrite_card(folder("toolkit.rewrites") / f"{stem}.py") for stem in stems("toolkit.rewrites"))
+
+
+def _rewrite_card(path: Path) -> RewriteCard:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    fields = (field for rule in tree.body if isinstance(rule, ast.ClassDef) for field in rule.body)
+    defaults = (f.value for f in fields if isinstance(f, ast.AnnAssign) and ast.unparse(f.target) == "targets")
+    calls = (s.value for s in tree.body if isinstance(s, ast.Assign) and isinstance(s.value, ast.Call))
+    given = (_keyword(call, "targets") for call in calls)
+    written = next((value for value in (*given, *defaults) if value is not None), None)
+    summary = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return RewriteCard(path.stem, summary, tuple(ast.literal_eval(written)) if written is not None else ())
+
+
 def unknown(kind: str, name: str, known: Iterable[str], listing: str) -> UsageError:
     """The error for a name that is not in the catalog."""
     known = list(known)

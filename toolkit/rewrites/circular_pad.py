@@ -10,4 +10,4 @@ from __future__ import annotations
 
 from acmix.toolkit.rewrites._border import BorderPad
 
-REWRITE = BorderPad("circular_pad", ("circular",), ("coreml", "executorch", "tflite"))
+REWRITE = BorderPad("circular_pad", ("circular",), targets=("coreml", "executorch", "tflite"))

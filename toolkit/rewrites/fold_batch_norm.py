@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,8 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
+
+from acmix.toolkit.rewrites._graph import calls, remove_unused, replace
 
 ATEN = torch.ops.aten
 LAYERS = (ATEN.conv1d.default, ATEN.conv2d.default, ATEN.conv3d.default, ATEN.linear.default)
@@ -34,15 +35,10 @@ class FoldBatchNorm:
     def apply(self, program: ExportedProgram) -> int:
         """Fold wherever the precondition holds; how often it did."""
         stored = _stored_names(program)
-        times = sum(_fold(program, stored, norm) for norm in list(_norms(program)))
+        times = sum(_fold(program, stored, norm) for norm in calls(program, ATEN.batch_norm.default))
         if times:
-            drop_unused_parameters(program)
-            program.graph_module.recompile()
+            remove_unused(program)
         return times
-
-
-def _norms(program: ExportedProgram) -> Iterator[Node]:
-    return (n for n in program.graph.nodes if n.op == "call_function" and n.target is ATEN.batch_norm.default)
 
 
 def _stored_names(program: ExportedProgram) -> dict[str, str]:
@@ -82,9 +78,7 @@ def _fold(program: ExportedProgram, stored: dict[str, str], norm: Node) -> bool:
     _store(program, stored[weight.name], value(weight) * scale.reshape(shape))
     _store(program, stored[beta_node.name], value(beta_node) + scale * (before - value(mean_node)))
     layer.args = (layer.args[0], weight, beta_node, *layer.args[3:])
-    norm.replace_all_uses_with(layer)
-    program.graph_signature.replace_all_uses(norm.name, layer.name)
-    program.graph.erase_node(norm)
+    replace(program, norm, layer)
     return True
 
 
@@ -106,18 +100,6 @@ def _store(program: ExportedProgram, name: str, value: Tensor) -> None:
     program.state_dict[name] = (
         torch.nn.Parameter(new, old.requires_grad) if isinstance(old, torch.nn.Parameter) else new
     )
-
-
-def drop_unused_parameters(program: ExportedProgram) -> None:
-    """Remove parameters and buffers that nothing reads, from graph, signature and state dict."""
-    specs = program.graph_signature.input_specs
-    nodes = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
-    held = (InputKind.PARAMETER, InputKind.BUFFER)
-    for spec in [s for s in specs if s.kind in held and not nodes[s.arg.name].users]:
-        specs.remove(spec)
-        program.graph.erase_node(nodes[spec.arg.name])
-        if not any(s.target == spec.target for s in specs):
-            program.state_dict.pop(str(spec.target), None)
 
 
 REWRITE = FoldBatchNorm()

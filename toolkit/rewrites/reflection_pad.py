@@ -11,4 +11,4 @@ from __future__ import annotations
 
 from acmix.toolkit.rewrites._border import BorderPad
 
-REWRITE = BorderPad("reflection_pad", ("reflect", "replicate"), ("executorch", "tflite"))
+REWRITE = BorderPad("reflection_pad", ("reflect", "replicate"), targets=("executorch", "tflite"))
