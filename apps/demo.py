@@ -60,7 +60,7 @@ def run(wheels: Path, out: Path) -> int:
     runnable = [a for a in made if a.manifest.proof.executed_by == "runtime"]
     photos = read_photo_folder(out / "photos", request.source.spec.preprocess)
     with Progress(console=screen, transient=True) as progress:
-        scores = {a.name: _score(a, photos, out, progress) for a in runnable}
+        scores = {a.name: _score(a, photos, out, progress) for a in made if a.manifest.proof.executed_by}
     with screen.status("profiling") as status:
         measurement = profiling.profile(runnable, profiling.ProfileRequest(), out / "profile.log", status.update)
     saved = profiling.save(measurement, out)

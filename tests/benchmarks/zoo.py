@@ -67,15 +67,16 @@ def row_of(model: str, precision: str, outcome: Outcome) -> Row:
         error = outcome.error.partition("\n")[0]
         return Row(model, outcome.target, precision, "not exported", None, None, None, "", 0, 0.0, 0.0, error)
     manifest = outcome.artifact.manifest
-    worst = min(manifest.proof.agreements, key=lambda a: a.snr_db - a.asked_db, default=None)
+    signals = [(a.snr_db - a.asked_db, a.snr_db, a.asked_db) for a in manifest.proof.agreements if a.snr_db is not None]
+    _, snr_db, asked_db = min(signals, default=(None, None, None))
     outside = sorted({operator.kind for operator in manifest.placement.fallbacks})
     return Row(
         model,
         outcome.target,
         precision,
         manifest.proof.verdict,
-        worst.snr_db if worst else None,
-        worst.asked_db if worst else None,
+        snr_db,
+        asked_db,
         manifest.placement.partitions,
         ", ".join(outside),
         largest_rank(outcome.artifact.model_file),
