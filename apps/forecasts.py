@@ -21,16 +21,20 @@ if TYPE_CHECKING:
     from acmix.toolkit.target import Placement
 
 
-def show(artifact: Path | None, model: str | None, target: str | None, inputs: tuple[str, ...], as_json: bool) -> None:
+def show(
+    artifact: Path | None, model: str | None, target: str | None, inputs: tuple[str, ...], every: bool, as_json: bool
+) -> None:
     """Print the forecast of one model on one target.
 
-    Raises UsageError unless there is a model, exactly one target, and no artifact.
+    Raises UsageError unless there is a model, exactly one target, no artifact, and no flag that is for artifacts.
     """
     if model is None or target is None or artifact is not None:
         raise UsageError(
             "acmix inspect looks at an artifact, or at a model before its export.\n"
             "Write `acmix inspect build/lsnet_t-tflite-float32`, or `acmix inspect --model lsnet_t --target tflite`."
         )
+    if every:
+        raise UsageError("--every lists the operators of an artifact: leave it out, or export the model first.")
     requests = target_requests(target, {})
     if len(requests) != 1:
         raise UsageError(f"acmix inspect --model takes one target, not {target!r}.\nAsk for them one by one.")

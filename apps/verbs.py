@@ -11,6 +11,7 @@ import typer
 
 from acmix.apps.output import console, log_file, print_json
 from acmix.toolkit import catalog
+from acmix.toolkit.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from acmix.toolkit.artifact import Artifact
@@ -31,7 +32,9 @@ def list_room(
         "rewrites": _list_rewrites,
     }
     if what not in listings:
-        raise catalog.unknown("list", what, listings, "models")
+        raise UsageError(
+            f"there is no list of {what!r}.{did_you_mean(what, listings)}\nacmix lists {', '.join(listings)}."
+        )
     listings[what](as_json)
 
 
@@ -117,8 +120,9 @@ def inspect(
     from acmix.apps import forecasts, tables
     from acmix.toolkit.artifact import open_artifact
 
-    if artifact is None or model is not None:
-        return forecasts.show(artifact, model, target, tuple(inputs or ()), as_json)
+    # A flag that belongs to --model is refused there beside an artifact, not passed over.
+    if artifact is None or model is not None or target is not None or inputs:
+        return forecasts.show(artifact, model, target, tuple(inputs or ()), every, as_json)
     opened = open_artifact(artifact)
     if as_json:
         return print_json("inspect", artifact=opened.name, manifest=opened.manifest)

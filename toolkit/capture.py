@@ -156,6 +156,9 @@ def _make_contiguous(program: ExportedProgram) -> None:
             laid_out = tensor.detach().contiguous()
             is_parameter = isinstance(tensor, nn.Parameter)
             program.state_dict[key] = nn.Parameter(laid_out, tensor.requires_grad) if is_parameter else laid_out
+    for key, constant in program.constants.items():
+        if isinstance(constant, Tensor):
+            program.constants[key] = constant.detach().contiguous()
 
 
 def count_macs(network: Network) -> int:
@@ -173,9 +176,10 @@ def _measure(network: Network, zeros: tuple[Tensor, ...]) -> tuple[int, dict[str
             outputs = network.module(*zeros)
         except Exception as error:
             shapes = ", ".join("x".join(map(str, z.shape)) for z in zeros)
+            line = user_line(error)
             raise UsageError(
                 f"{network.source.reference} fails on an input of {shapes}: {type(error).__name__}: {error}\n"
-                f"{user_line(error)}\nGive the size it takes: --input 1x3x224x224."
+                f"{f'at {line}' if line else 'in the module itself'}\nGive the size it takes: --input 1x3x224x224."
             ) from error
     return counter.get_total_flops() // 2, _named(network.spec, outputs)
 
@@ -185,7 +189,10 @@ def _named(spec: ModelSpec, outputs: object) -> dict[str, Tensor]:
     tensors = flat_tensors(outputs)
     if not tensors:
         raise UsageError("the model returns nothing; acmix exports models whose outputs are tensors.")
-    keys = [re.sub(r"\W", "_", str(key)) for key in outputs] if isinstance(outputs, dict) else []
+    keys = []
+    if isinstance(outputs, dict) and all(isinstance(value, Tensor) for value in outputs.values()):
+        # Core ML takes no name that begins with a digit.
+        keys = [re.sub(r"^(?=\d)", "output_", re.sub(r"\W", "_", str(key))) for key in outputs]
     if len(set(keys)) == len(tensors):
         names = keys
     elif len(spec.outputs) == len(tensors):

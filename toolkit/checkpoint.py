@@ -128,17 +128,18 @@ def unreadable(path: Path, reason: str) -> str:
 
 
 def unwrapped(path: Path, content: Any) -> Mapping[Any, Any]:
-    """The mapping that holds the tensors: the content itself, the first of WRAPPERS in it, or all its state dicts."""
+    """The mapping that holds the tensors: the first of WRAPPERS in the content, all its state dicts, or the content."""
     if not isinstance(content, Mapping):
         raise UsageError(f"{path} holds a {type(content).__name__}, not a dict of tensors. {SAVE_AGAIN}")
-    parts = {name: value for name, value in content.items() if is_state_dict(value)}
-    if len(parts) < 2 and any(isinstance(value, Tensor) for value in content.values()):
-        return content
+    # Before any look at tensors: training scripts keep the best accuracy beside the weights, as a tensor.
     for name in WRAPPERS:
         if isinstance(content.get(name), Mapping):
             return dict(content[name])
+    parts = {name: value for name, value in content.items() if is_state_dict(value)}
     if len(parts) > 1:
         return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
+    if any(isinstance(value, Tensor) for value in content.values()):
+        return content
     raise UsageError(f"{path} holds no tensors and none of {', '.join(WRAPPERS)}; it has: {few(content) or 'nothing'}")
 
 

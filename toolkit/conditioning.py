@@ -29,7 +29,7 @@ Attainable = Callable[[Sequence[Array], Sequence[Array]], tuple[float | None, ..
 
 
 class HalfRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Rounds the result of every operator to float16; the operator itself computes in float32."""
+    """Rounds the result of every operator to float16, in place where it writes in place; it computes in float32."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -37,7 +37,17 @@ class HalfRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         if func.is_view:
             return result
-        return pytree.tree_map_only(Tensor, lambda t: t.half().float() if t.dtype == torch.float32 else t, result)
+        # Whoever called an operator that writes in place reads what it wrote, not what is returned here.
+        rounded = _round_in_place if func._schema.is_mutable else _to_half_and_back
+        return pytree.tree_map_only(Tensor, lambda t: rounded(t) if t.dtype == torch.float32 else t, result)
+
+
+def _to_half_and_back(tensor: Tensor) -> Tensor:
+    return tensor.half().float()
+
+
+def _round_in_place(tensor: Tensor) -> Tensor:
+    return tensor.copy_(tensor.half())
 
 
 def _rounding(half_arithmetic: bool) -> contextlib.AbstractContextManager[object]:
@@ -52,7 +62,7 @@ def attainable(module: nn.Module, recipe: Recipe, half_arithmetic: bool = False)
     try:
         perturbed = copy.deepcopy(module)
         perturbed = perturbed.double() if recipe.weights == "float32" else _rounded(perturbed, half_arithmetic)
-    except (RuntimeError, TypeError, ValueError):
+    except Exception:  # a user's module may refuse in any way
         return lambda inputs, outputs: (None,) * len(outputs)
     dtype = torch.float64 if recipe.weights == "float32" else torch.float32
 
@@ -60,7 +70,7 @@ def attainable(module: nn.Module, recipe: Recipe, half_arithmetic: bool = False)
         try:
             with torch.no_grad(), _rounding(half_arithmetic):
                 found = flat_tensors(perturbed(*(_as(array, dtype) for array in inputs)))
-        except (RuntimeError, TypeError):
+        except Exception:  # it may check its inputs' dtype, by an assertion say
             return (None,) * len(outputs)
         return tuple(_kept(o, f.double().numpy()) for o, f in zip(outputs, found, strict=True))
 

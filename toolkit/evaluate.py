@@ -65,7 +65,7 @@ def evaluate(
         raise UsageError(f"{artifact.name} cannot be evaluated on this host: {reason}")
     eager, missing = rebuild(artifact, model)
     interface = interface_of(artifact)
-    scores = _scores(manifest.outputs)
+    scores = output_of_scores(manifest.outputs)
     snap = manifest.preprocess if manifest.pixel_grid else None
     labels = samples.labels or (None,) * len(samples)
     rows: list[_Row] = []
@@ -80,7 +80,7 @@ def evaluate(
     return _judge(artifact, samples, rows, missing)
 
 
-def _scores(outputs: Sequence[TensorSpec]) -> int:
+def output_of_scores(outputs: Sequence[TensorSpec]) -> int:
     """Which output to evaluate: the last of those as wide as the first, which of several exits is the best one."""
     return max(i for i, spec in enumerate(outputs) if spec.shape == outputs[0].shape)
 

@@ -76,7 +76,7 @@ def forecast(network: Network, target: TargetRequest, recipe: Recipe, log: Path)
     made = captured.programs[target.name]
     stock, stock_error = _placement(published, captured, target, recipe, log)
     prepared, prepared_error = _placement(made.program, captured, target, recipe, log)
-    macs, prepared_macs = _census(published).macs, _census(made.program).macs
+    macs, prepared_macs = census(published).macs, census(made.program).macs
     return Forecast(
         network.spec.name,
         target.name,
@@ -117,23 +117,35 @@ def _placement(
 
 
 @dataclass(frozen=True)
-class _Census:
+class Census:
+    """Operators of a program by name, its multiply-accumulates, and the elements that it writes (views write none)."""
+
     operators: Counter[str]
     macs: int
     elements: int
 
 
-def _census(program: ExportedProgram) -> _Census:
+def census(program: ExportedProgram) -> Census:
+    """Count what one inference of a program does."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    nodes = [n for n in program.graph.nodes if n.op == "call_function" and isinstance(n.meta.get("val"), torch.Tensor)]
+    # Not the items taken from an operator's several results: Python's getitem, which computes nothing.
+    nodes = [n for n in program.graph.nodes if isinstance(n.target, torch._ops.OpOverload)]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         program.module()(*program.example_inputs[0])
-    return _Census(
-        Counter(str(n.target).removeprefix("aten.").partition(".")[0] for n in nodes),
+    return Census(
+        Counter(n.target.overloadpacket.__name__ for n in nodes),
         counter.get_total_flops() // 2,
-        sum(math.prod(n.meta["val"].shape) for n in nodes if not getattr(n.target, "is_view", False)),
+        sum(_elements(n.meta.get("val")) for n in nodes if not n.target.is_view),
+    )
+
+
+def _elements(results: object) -> int:
+    import torch.utils._pytree as pytree
+
+    return sum(
+        math.prod(shape) for r in pytree.tree_leaves(results) if (shape := getattr(r, "shape", None)) is not None
     )
 
 
@@ -141,9 +153,9 @@ def _effects(published: ExportedProgram, target: str) -> list[RuleEffect]:
     from acmix.toolkit.rewrite import applications
 
     effects = []
-    before = _census(published)
+    before = census(published)
     for rule, times in applications(published, target):
-        after = _census(published)
+        after = census(published)
         removed, added = before.operators - after.operators, after.operators - before.operators
         macs, elements = after.macs - before.macs, after.elements - before.elements
         effects.append(RuleEffect(rule.name, rule.claim, times, dict(removed), dict(added), macs, elements))

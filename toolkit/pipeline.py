@@ -120,6 +120,7 @@ def _capture(request: ExportRequest, scratch: Path, progress: Progress) -> Share
     sets: list[Samples] = [probes] if request.photos is None else [probes, request.photos]
     grid = spec.preprocess if request.takes_image else None
     conditioning = attainable(network.module, request.recipe)
+    is_half = request.recipe.weights == "float16"
     references = [list(_references(network, conditioning, samples, grid)) for samples in sets]
     record = ModelRecord(
         spec.name,
@@ -140,7 +141,8 @@ def _capture(request: ExportRequest, scratch: Path, progress: Progress) -> Share
         [reference for photos in references[1:] for reference in photos],
         tuple(SampleSet(s.name, len(s), s.digest) for s in sets),
         time.perf_counter() - begin,
-        attainable(network.module, request.recipe, half_arithmetic=True),
+        # No target computes in float16 with float32 weights; the copy of the network is saved.
+        attainable(network.module, request.recipe, half_arithmetic=True) if is_half else conditioning,
     )
 
 

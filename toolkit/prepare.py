@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -31,7 +32,8 @@ class Prepared:
 def prepare(module: nn.Module, spec: ModelSpec, targets: Sequence[str]) -> dict[str, Prepared]:
     """The inference form for each target; targets whose forms are equal share one. The module itself is kept.
 
-    Raises UsageError when a form differs from the published network: the model's for_inference is then wrong.
+    Raises UsageError when a form differs from the published network (the model's for_inference is then wrong), and
+    when the two cannot be compared: a network that fails in float64, or whose outputs are not finite.
     """
     for_inference = spec.for_inference or _layer_forms(module, spec)
     if for_inference is None:
@@ -40,7 +42,7 @@ def prepare(module: nn.Module, spec: ModelSpec, targets: Sequence[str]) -> dict[
     inputs = [_noise(s, generator) for s in spec.inputs]
     published = copy.deepcopy(module).double().eval()
     with torch.no_grad():
-        wanted = flat_tensors(published(*inputs))
+        wanted = _outputs_float64(spec, published, inputs)
     shared: dict[tuple[ChosenForm, ...], Prepared] = {}
     prepared = {}
     for target in targets:
@@ -48,7 +50,7 @@ def prepare(module: nn.Module, spec: ModelSpec, targets: Sequence[str]) -> dict[
             candidate = for_inference(module, target).eval()
             forms = chosen_forms(candidate)
             if forms not in shared:
-                found = flat_tensors(for_inference(published, target).eval()(*inputs))
+                found = _outputs_float64(spec, for_inference(published, target).eval(), inputs)
                 shared[forms] = Prepared(candidate, forms, _checked(spec, wanted, found))
         prepared[target] = shared[forms]
     return prepared
@@ -101,8 +103,33 @@ def flat_tensors(outputs: object) -> list[Tensor]:
     return leaves
 
 
+def _outputs_float64(spec: ModelSpec, module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+    try:
+        return flat_tensors(module(*inputs))
+    except UsageError:
+        raise
+    except Exception as error:  # a user's own layers fail in any way that there is
+        raise UsageError(
+            f"{spec.name} cannot be computed in float64, where its inference form is proven: "
+            f"{type(error).__name__}: {error}\n"
+            "Make what it creates follow its input's dtype: torch.zeros(..., dtype=x.dtype)."
+        ) from error
+
+
 def _checked(spec: ModelSpec, wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    error = max(_relative_error(w, f) for w, f in zip(wanted, found, strict=True))
+    # Compared before the values: tensors of other shapes broadcast.
+    shapes, others = ([tuple(tensor.shape) for tensor in tensors] for tensors in (wanted, found))
+    if shapes != others:
+        raise UsageError(
+            f"the inference form of {spec.name} gives outputs of {others}, the published network of {shapes}."
+            "\nMend for_inference of its ModelSpec."
+        )
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in wanted):
+        raise UsageError(
+            f"{spec.name} gives NaN or infinity for normally distributed inputs, so its inference form cannot be "
+            "compared.\nExport a network that is finite for them: clamp what goes into a logarithm, root or division."
+        )
+    error = max((_relative_error(w, f) for w, f in zip(wanted, found, strict=True)), default=0.0)
     if not error <= EXACT_FLOAT64:
         raise UsageError(
             f"the inference form of {spec.name} differs from the published network by {error:.1e} in float64."
@@ -112,4 +139,10 @@ def _checked(spec: ModelSpec, wanted: Sequence[Tensor], found: Sequence[Tensor])
 
 
 def _relative_error(wanted: Tensor, found: Tensor) -> float:
-    return float((wanted - found).abs().max() / wanted.abs().max().clamp_min(1e-300))
+    """Of one output, relative to its largest value; infinite where NaN is found, which max() would pass over."""
+    if wanted.numel() == 0:
+        return 0.0
+    # Integers and truth values are outputs too.
+    a, b = wanted.double(), found.double()
+    error = float((a - b).abs().max() / a.abs().max().clamp_min(1e-300))
+    return math.inf if math.isnan(error) else error

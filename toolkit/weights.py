@@ -108,10 +108,16 @@ def compare(wanted: StateDict, spec: ModelSpec, state: StateDict) -> LoadReport:
 def converted(key: str, value: Tensor, wanted: Tensor) -> Tensor:
     """`value` in the network's dtype; UsageError for another kind of number, NaN or infinity."""
     if value.is_floating_point() != wanted.is_floating_point() or value.is_complex():
-        raise UsageError(f"{key} of the checkpoint is {value.dtype} where the network has {wanted.dtype}")
+        raise UsageError(
+            f"{key} of the checkpoint is {value.dtype} where the network has {wanted.dtype}.\n"
+            "Save the state dict of the float network, before any quantisation."
+        )
     value = value.to(wanted.dtype)
     if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-        raise UsageError(f"{key} of the checkpoint holds NaN or infinity as {wanted.dtype}; it cannot be exported")
+        raise UsageError(
+            f"{key} of the checkpoint holds NaN or infinity as {wanted.dtype}; it cannot be exported.\n"
+            "Take a checkpoint from before the training diverged."
+        )
     return value
 
 

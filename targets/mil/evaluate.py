@@ -103,14 +103,14 @@ def apply(step: Step, scope: Scope, session: Session) -> list[Value]:
     )
     try:
         results = step.implementation(call)
+        values = results if isinstance(results, tuple) else (results,)
+        if len(values) < len(operation.outputs):
+            raise call.refuse(f"it has {len(values)} results and {len(operation.outputs)} outputs are declared")
+        return [_declared(call, value, named) for value, named in zip(values, operation.outputs, strict=False)]
     except UsageError:
         raise
     except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         raise call.refuse(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
-    values = results if isinstance(results, tuple) else (results,)
-    if len(values) < len(operation.outputs):
-        raise call.refuse(f"it has {len(values)} results and {len(operation.outputs)} outputs are declared")
-    return [_declared(call, value, named) for value, named in zip(values, operation.outputs, strict=False)]
 
 
 def _runner(block: ReadyBlock, scope: Scope, session: Session) -> RunBlock:
@@ -121,15 +121,15 @@ def _declared(call: Call, value: Value, named: NamedType) -> Value:
     """The result in its declared type; raises UsageError where the program is mistyped."""
     kind = named.type
     if not isinstance(value, Tensor):
-        fits = isinstance(kind, ListType) if isinstance(value, TensorList) else not isinstance(kind, ListType)
-        if not fits or (isinstance(value, TextValue) and isinstance(kind, TensorType) and kind.dtype not in TEXT):
+        agrees = isinstance(kind, ListType) if isinstance(value, TensorList) else not isinstance(kind, ListType)
+        if not agrees or (isinstance(value, TextValue) and isinstance(kind, TensorType) and kind.dtype not in TEXT):
             raise call.refuse(f"the program declares another type for '{named.name}'")
         return value
     if not isinstance(kind, TensorType):
         raise call.refuse(f"the program declares no tensor for '{named.name}'")
-    if _category(value) != ("float" if kind.dtype in FLOATS else "bool" if kind.dtype == "bool" else "integer"):
+    if _category(value) != _declared_category(kind):
         raise call.refuse(f"the program declares {kind.dtype} for '{named.name}', which is {value.dtype}")
-    if call.kind not in UNRELIABLE_SHAPES and not _fits(value.shape, kind.shape):
+    if call.kind not in UNRELIABLE_SHAPES and not fits(value.shape, kind.shape):
         raise call.refuse(f"the program declares {kind.shape} for '{named.name}', which is {list(value.shape)}")
     return call.arithmetic.store(value, kind.dtype)
 
@@ -140,7 +140,14 @@ def _category(value: Tensor) -> str:
     return "float" if value.is_floating_point() else "integer"
 
 
-def _fits(shape: torch.Size, declared: tuple[int | None, ...] | None) -> bool:
+def _declared_category(kind: TensorType) -> str:
+    if kind.dtype in FLOATS:
+        return "float"
+    return kind.dtype if kind.dtype in ("bool", "string") else "integer"
+
+
+def fits(shape: Sequence[int], declared: tuple[int | None, ...] | None) -> bool:
+    """Whether a shape is what the program declares."""
     if declared is None:
         return True
     return len(shape) == len(declared) and all(

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from acmix.targets.mil.arithmetic import Arithmetic
 from acmix.targets.mil.call import StateReference, Value
+from acmix.targets.mil.evaluate import fits
 from acmix.targets.mil.interface import ArrayFeature, Feature, ImageFeature
-from acmix.targets.mil.program import Function, NamedType, StateType, TensorType, TextValue
+from acmix.targets.mil.program import Function, NamedType, StateType, TensorType, TextValue, elements_of
 from acmix.toolkit.errors import UsageError, did_you_mean
 
 Array = NDArray[Any]
@@ -35,7 +36,7 @@ def _value(
 ) -> Value:
     if isinstance(given.type, StateType):
         return StateReference(given.name)
-    if not isinstance(given.type, TensorType):
+    if not isinstance(given.type, TensorType) or given.type.dtype == "string":
         raise UsageError(f"input '{given.name}' is neither a tensor nor an image: it cannot be fed.")
     feature = features[given.name]
     if isinstance(feature, ImageFeature):
@@ -44,8 +45,14 @@ def _value(
         array = _array(feature, inputs)
     else:
         raise UsageError(f"input '{given.name}' is a class label: it cannot be fed.")
-    shape = given.type.shape
-    return arithmetic.load(array.reshape(()) if shape == () else array, given.type.dtype)
+    if given.type.shape == () and array.size == 1:
+        array = array.reshape(())
+    if not fits(array.shape, given.type.shape):
+        raise UsageError(
+            f"input '{given.name}' is {list(array.shape)} and the program takes {given.type.shape}: "
+            "the package's description contradicts its program, export it again."
+        )
+    return arithmetic.load(array, given.type.dtype)
 
 
 def _required(name: str, inputs: Mapping[str, Any]) -> Any:
@@ -56,6 +63,7 @@ def _required(name: str, inputs: Mapping[str, Any]) -> Any:
 
 def _array(feature: ArrayFeature, inputs: Mapping[str, Any]) -> Array:
     if feature.optional and feature.name not in inputs:
+        elements_of(feature.shape, f"the optional input '{feature.name}'")
         return np.full(feature.shape, feature.default, feature.dtype)
     array = np.asarray(_required(feature.name, inputs))
     if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and not feature.dtype.startswith("float")):
@@ -109,7 +117,7 @@ def outputs_of(function: Function, results: list[Value], arithmetic: Arithmetic)
 
 
 def _output(feature: Feature, value: Value, arithmetic: Arithmetic) -> Output:
-    if isinstance(value, TextValue):
+    if isinstance(value, TextValue) and value.texts:
         return value.texts[0]
     if isinstance(value, dict):
         return value
@@ -117,6 +125,11 @@ def _output(feature: Feature, value: Value, arithmetic: Arithmetic) -> Output:
         raise UsageError(f"output '{feature.name}' is no tensor: the package is damaged, export it again.")
     array: Array = value.numpy()
     if isinstance(feature, ImageFeature):
+        if array.ndim != 4 or array.dtype.kind not in "iuf":
+            raise UsageError(
+                f"output '{feature.name}' is no image but {array.dtype} {list(array.shape)}: "
+                "the package is damaged, export it again."
+            )
         return _pixels(feature, array)
     if isinstance(feature, ArrayFeature) and not (array.dtype.kind == "f" and arithmetic.precision != "declared"):
         return array.astype(feature.dtype)

@@ -15,7 +15,7 @@ from acmix.targets.mil.evaluate import ReadyBlock, Session, run_block
 from acmix.targets.mil.feeds import Output, outputs_of, values_of
 from acmix.targets.mil.interface import Interface
 from acmix.targets.mil.prepare import prepare
-from acmix.targets.mil.program import Function, Program
+from acmix.targets.mil.program import Function, Program, elements_of
 from acmix.targets.mil.reading import read_package
 from acmix.toolkit.errors import UsageError, did_you_mean
 
@@ -59,6 +59,8 @@ class Model:
     def make_state(self, function: str | None = None) -> State:
         """The states of a function, all zeros."""
         states = self._function(function).interface.states
+        for one in states:
+            elements_of(one.shape, f"the state '{one.name}'")
         return State({one.name: torch.zeros(one.shape, dtype=self.arithmetic.dtype) for one in states})
 
     def _function(self, name: str | None) -> Function:

@@ -20,6 +20,7 @@ from acmix.targets.mil.program import (
     Literal_,
     Operation,
     Program,
+    StateType,
     TensorType,
     TextValue,
     ValueType,
@@ -53,10 +54,17 @@ class Constants:
     def file(self, name: str) -> WeightFile:
         if name not in self.files:
             path = self.folder / name.removeprefix(MODEL_PATH)
-            if not name.startswith(MODEL_PATH) or not path.resolve().is_relative_to(self.folder.resolve()):
-                raise UsageError(f"the program names the weights '{name}', outside its package: {ADVICE}")
+            if not name.startswith(MODEL_PATH) or not _is_inside(path, self.folder):
+                raise UsageError(f"the program names the weights {name!r}, outside its package: {ADVICE}")
             self.files[name] = WeightFile(path, name.removeprefix(MODEL_PATH))
         return self.files[name]
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):
+        return False
 
 
 def prepare(program: Program, arithmetic: Arithmetic) -> dict[str, ReadyBlock]:
@@ -94,9 +102,13 @@ def _refuse_unknown(program: Program) -> None:
 
 
 def _check_interface(function: Function) -> None:
-    described = {one.name for one in (*function.interface.inputs, *function.interface.states)}
-    if described != {given.name for given in function.inputs}:
+    states = {given.name: given.type.element for given in function.inputs if isinstance(given.type, StateType)}
+    fed = sorted(given.name for given in function.inputs if given.name not in states)
+    if fed != sorted({one.name for one in function.interface.inputs}):
         raise UsageError(f"the inputs of function '{function.name}' are not those it describes: {ADVICE}")
+    described = {one.name: one.shape for one in function.interface.states}
+    if {name: element.shape for name, element in states.items()} != described:
+        raise UsageError(f"the states of function '{function.name}' are not those it describes: {ADVICE}")
     if missing := {one.name for one in function.interface.outputs} - set(function.block.outputs):
         raise UsageError(f"function '{function.name}' does not compute its outputs {sorted(missing)}: {ADVICE}")
 

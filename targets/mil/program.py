@@ -145,10 +145,10 @@ class Program:
 
 
 def elements_of(shape: tuple[int, ...], what: str) -> int:
-    """How many elements; raises UsageError for a shape that nothing could hold."""
+    """How many elements; raises UsageError for a shape that nothing could hold, even one beside an empty axis."""
     if any(axis < 0 for axis in shape):
         raise UsageError(f"{what} would have the shape {list(shape)}: an axis is negative.")
-    if prod(shape) > MAX_ELEMENTS:
+    if prod(max(1, axis) for axis in shape) > MAX_ELEMENTS:
         raise UsageError(
             f"{what} would have the shape {list(shape)}, more than {MAX_ELEMENTS} elements: "
             "the package is damaged, or its inputs are too large."

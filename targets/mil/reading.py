@@ -57,7 +57,7 @@ def read_package(path: Path) -> Program:
         return _program(model, path, file.parent)
     except OSError as error:
         raise _damaged(path, f"{file.name} is missing") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, str(error)) from error
 
 
@@ -73,9 +73,10 @@ def _model_file(path: Path) -> Path:
         manifest = json.loads((path / "Manifest.json").read_text("utf-8"))
         entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
         file = path / "Data" / str(entry)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        is_there = file.resolve().is_relative_to(path.resolve()) and file.is_file()
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise _damaged(path, "its Manifest.json is missing or names no model") from error
-    if not file.resolve().is_relative_to(path.resolve()) or not file.is_file():
+    if not is_there:
         raise _damaged(path, f"Data/{entry} is missing")
     return file
 

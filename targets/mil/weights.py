@@ -41,6 +41,8 @@ class WeightFile:
     def __init__(self, path: Path, name: str) -> None:
         self.name = name
         try:
+            if not path.is_file():
+                raise OSError(f"{path.name} is no file")
             self.data = np.memmap(path, np.uint8, "r")
         except (OSError, ValueError) as error:
             raise UsageError(

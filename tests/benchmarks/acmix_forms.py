@@ -22,16 +22,17 @@ from torch import Tensor, nn
 
 from acmix.toolkit import catalog
 from acmix.toolkit.layers._acmix_attention import AttentionForm, TiledAttention
-from acmix.toolkit.layers._acmix_convolution import ConvolutionForm, DenseConvolution, ProjectedConvolution
-from acmix.toolkit.layers._acmix_inference import frozen_projection, scaled_queries
+from acmix.toolkit.layers._acmix_choice import choose_attention
+from acmix.toolkit.layers._acmix_convolution import ConvolutionForm
+from acmix.toolkit.layers._acmix_inference import build_form, frozen_projection, scaled_queries
 from acmix.toolkit.layers.acmix import ACmix
 from acmix.toolkit.spec import TensorSpec
 from acmix.toolkit.target import LoweringJob
 
 CASES = ("64,56,1", "128,56,2", "128,28,1", "256,28,2", "256,14,1", "512,14,2", "512,7,1")
 TARGETS = ("tflite", "onnx", "executorch")
-TILES = ("4x4", "4x7", "4x14", "7x7", "4x8", "8x8", "7x14", "14x14")
-MERGED = (1, 2, 4, 8, 16)
+TILES = ("2x14", "4x4", "4x7", "4x14", "7x7", "4x8", "8x8", "7x14", "14x14")
+MERGED = (1, 4)
 WARM_UP_RUNS = 4
 
 Case = tuple[int, int, int]
@@ -79,13 +80,12 @@ def sides(tile: str) -> tuple[int, int]:
 
 
 def convolution_forms(layer: ACmix, inputs: tuple[int, ...], target: str, tiles: list[str]) -> Forms:
-    """The convolution path, dense or with groups merged."""
-    ones = torch.ones(layer.outputs, dtype=torch.float64)
-    yield str(ConvolutionForm("dense")), DenseConvolution(layer, inputs, ones, 0 * ones)
-    for merged in MERGED:
-        if layer.head_channels % merged == 0:
-            form = ConvolutionForm("projected", merged)
-            yield str(form), ProjectedConvolution(layer, merged, ones, 0 * ones)
+    """The whole layer by its convolution path, with the attention that it gets: some forms share the projections."""
+    attention = choose_attention(layer, target, inputs)
+    forms = [ConvolutionForm("dense"), ConvolutionForm("direct", channels_last=target == "tflite")]
+    forms += [ConvolutionForm("projected", merged) for merged in MERGED if layer.head_channels % merged == 0]
+    for form in forms:
+        yield str(form), build_form(layer, inputs, (attention, form))
 
 
 PATHS = {"attention": attention_forms, "convolution": convolution_forms}

@@ -128,7 +128,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for model in arguments.model.split(","):
             spec = catalog.load_model(model)
-            macs = FLOOR_FORM_MACS.get(model) or spec.claims.macs or 0
+            macs = FLOOR_FORM_MACS.get(model) or spec.claims.macs
+            if macs is None:
+                raise SystemExit(
+                    f"{model} has no published count of multiply-accumulates: there is no floor to compare with"
+                )
             for target, files in convert(model, arguments.target.split(","), Path(folder)).items():
                 image = image_of(spec.inputs[0].shape, target)
                 large = image_of((1, FLOOR_CHANNELS, FLOOR_SIZE, FLOOR_SIZE), target)

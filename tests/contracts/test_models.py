@@ -88,7 +88,10 @@ PREPARED = [name for name in NAMES if spec_of(name).for_inference is not None]
 @pytest.mark.parametrize("name", PREPARED)
 def test_the_inference_forms_are_the_same_network_in_float64(name: str) -> None:
     spec = spec_of(name)
-    prepared = prepare(network_of(spec).module, spec, TARGETS)
+    module = network_of(spec).module
+    before = weights.digest(module)
+    prepared = prepare(module, spec, TARGETS)
+    assert weights.digest(module) == before, "for_inference changed its argument"
     for form in prepared.values():
         assert form.error_float64 is not None
         assert form.error_float64 < 1e-10

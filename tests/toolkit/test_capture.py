@@ -62,6 +62,21 @@ def test_an_output_with_an_inputs_name_is_refused() -> None:
         capture.capture(network(Echo()), ["onnx"])
 
 
+@pytest.mark.parametrize(
+    ("outputs", "names"),
+    [
+        (lambda x: {0: x + 1, 1: x * 2}, ["output_0", "output_1"]),
+        (lambda x: {"a b": x + 1, "a_b": x * 2}, ["output_0", "output_1"]),
+        (lambda x: {"p3": x + 1, "p 4": x * 2}, ["p3", "p_4"]),
+        (lambda x: {"maps": {"fine": x + 1, "coarse": x * 2}, "none": []}, ["output_0", "output_1"]),
+    ],
+    ids=["numbers", "keys that fall together", "words", "a dict in a dict"],
+)
+def test_every_output_gets_one_name_that_formats_take(outputs: Callable[[Tensor], object], names: list[str]) -> None:
+    captured = capture.capture(network(Wrong(outputs)), ["onnx"])
+    assert [spec.name for spec in captured.outputs] == names
+
+
 class Wrong(nn.Module):
     def __init__(self, value: Callable[[Tensor], object]) -> None:
         super().__init__()
@@ -110,6 +125,31 @@ def test_weights_that_are_views_are_laid_out_in_order() -> None:
     assert all(value.is_contiguous() for value in program.state_dict.values())
     x = torch.randn(1, 4, 8, 8)
     torch.testing.assert_close(program.module()(x), conv(x))
+
+
+class Table(nn.Module):
+    """A matrix product with a table that no checkpoint holds."""
+
+    table: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.arange(32.0).view(8, 4).t(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.table
+
+
+def test_tables_that_are_views_are_laid_out_in_order() -> None:
+    module = Table()
+    assert not module.table.is_contiguous()
+    program = capture.capture(network(module, (1, 3, 8, 4)), ["tflite"]).programs["tflite"].program
+    tables = [*program.constants.values(), *program.state_dict.values()]
+    assert len(tables) == 1
+    assert all(isinstance(table, Tensor) and table.is_contiguous() for table in tables)
+    x = torch.randn(1, 3, 8, 4)
+    torch.testing.assert_close(program.module()(x), module(x))
+    assert not module.table.is_contiguous()
 
 
 def test_a_random_seed_gives_the_same_network() -> None:

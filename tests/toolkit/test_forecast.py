@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from acmix.apps.requests import target_requests
 from acmix.toolkit import capture, catalog
-from acmix.toolkit.forecast import Forecast, forecast
+from acmix.toolkit.forecast import Forecast, census, forecast
 from acmix.toolkit.source import ModelSource
 from acmix.toolkit.spec import ModelSpec, TensorSpec
 
@@ -54,6 +54,24 @@ def test_each_rule_says_what_it_removes_and_costs(seen: Forecast) -> None:
     assert effects["unfold"].elements_change > 0
     assert seen.macs == 4 * 36 * 64
     assert seen.prepared_macs - seen.macs == sum(effect.macs_change for effect in seen.rules)
+
+
+class Split(nn.Module):
+    """Operators of several results, and one view."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = torch.split(x, 2, 1)
+        values, _ = (first + second).flatten(2).topk(3, 2)
+        return values
+
+
+def test_operators_of_several_results_are_counted_by_their_names() -> None:
+    spec = ModelSpec("split", Split, (TensorSpec("x", (1, 4, 8, 8), layout="nchw"),), classifies=False)
+    network = capture.build(ModelSource("split", "module", spec), None)
+    found = census(capture.capture_published(network))
+    assert found.operators == {"split": 1, "add": 1, "flatten": 1, "topk": 1}
+    # The sum, and the values and places of the six largest; the others are views.
+    assert found.elements == 2 * 64 + 6 + 6
 
 
 def test_the_network_itself_is_left_as_it_was() -> None:

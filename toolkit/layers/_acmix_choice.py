@@ -40,8 +40,7 @@ def choose_convolution(layer: ACmix, target: str, inputs: Sequence[int]) -> Conv
         return ConvolutionForm("projected" if added <= SMALL_WEIGHTS else "shared")
     costs = CONVOLUTION.get(target, CONVOLUTION[XNNPACK])
     best = _cheapest(costs[_nearest(costs, layer, inputs)])
-    merged = math.gcd(best.merged, layer.head_channels)
-    return ConvolutionForm(best.kind, merged)
+    return replace(best, merged=math.gcd(best.merged, layer.head_channels))
 
 
 def _cheapest(costs: dict[Form, float]) -> Form:

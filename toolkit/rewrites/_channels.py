@@ -12,15 +12,15 @@ from torch._guards import detect_fake_mode
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from acmix.toolkit.rewrites import _graph
+from acmix.toolkit.rewrites import _graph, _memory
 from acmix.toolkit.rewrites._calls import arguments
 from acmix.toolkit.rewrites._channel_operators import (
     BINARY,
     CONVOLUTIONS,
-    IN_PLACE,
     NORM,
     is_channel_constant,
     is_passed_through,
+    may_be_infinite,
 )
 
 ATEN = torch.ops.aten
@@ -70,13 +70,12 @@ def absorb(program: ExportedProgram, node: Node, source: Node, order: Reordering
     False, and nothing changed, where some path ends in no weights.
     """
     plan = Plan()
-    alone = len(source.users) == 1
     if forward:
         fits = _follow(program, node, order, plan)
     else:
         first = _only_path(source, node)
         fits = first is not None and _trace(program, source, first, order, plan)
-    if not fits or (forward and not alone and any(n.target in IN_PLACE for n in plan.passed)):
+    if not fits or (forward and not _memory.is_exclusive(source) and _is_written(source, node, plan)):
         return False
     for edit in plan.edits:
         edit()
@@ -87,6 +86,12 @@ def absorb(program: ExportedProgram, node: Node, source: Node, order: Reordering
             _refresh(passed)
     program.graph_module.recompile()
     return True
+
+
+def _is_written(source: Node, node: Node, plan: Plan) -> bool:
+    """Whether what stands at `source` may be written before the layers read it, on the way from `node` included."""
+    on_the_way = any(writer in plan.passed for writer in _memory.writers(node))
+    return on_the_way or any(_memory.is_written_between(source, source, passed) for passed in plan.passed)
 
 
 def _only_path(source: Node, node: Node) -> Node | None:
@@ -117,7 +122,7 @@ def _follow_into(program: ExportedProgram, user: Node, node: Node, order: Reorde
         return user.args[0] is node and user.args[1] is not node and _into_inputs(program, user, order, plan)
     plan.passed.add(user)
     through = is_passed_through(user, node, order.is_permutation)
-    if not through and order.is_injective:
+    if not through and order.is_injective and (order.is_permutation or not may_be_infinite(user, node)):
         through = _reorder_constants(program, user, node, order.inverse, plan)
     return through and _follow(program, user, order, plan)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 from torch._guards import detect_fake_mode
@@ -12,6 +14,8 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import Node
+
+from acmix.toolkit.rewrites._memory import is_exclusive, is_in_place, may_alias, writers
 
 Emit = Callable[..., Node]
 """emit(operator, *arguments, **keywords): a new node with its shape, in the place that was chosen."""
@@ -51,10 +55,21 @@ def emit_before(program: ExportedProgram, place: Node) -> Emit:
 
 
 def replace(program: ExportedProgram, old: Node, new: Node) -> None:
-    """Let everything that read `old`, the program's outputs included, read `new`; `old` is removed."""
+    """Let everything that read `old`, the program's outputs included, read `new`; `old` is removed.
+
+    Where `old` had memory of its own and `new` may not, a copy keeps later in-place calls apart.
+    """
+    if _has_own_memory(old) and not is_exclusive(new) and any(w > old for n in (old, new) for w in writers(n)):
+        new = emit_before(program, old)(torch.ops.aten.clone.default, new)
     old.replace_all_uses_with(new)
     program.graph_signature.replace_all_uses(old.name, new.name)
     program.graph.erase_node(old)
+
+
+def _has_own_memory(node: Node) -> bool:
+    """Whether the call makes its result anew; each part of a tuple is a tensor of its own."""
+    call = node.args[0] if node.target is operator.getitem else node
+    return isinstance(call, Node) and not may_alias(call)
 
 
 def remove_unused(program: ExportedProgram) -> None:
@@ -74,17 +89,12 @@ def remove_unused(program: ExportedProgram) -> None:
 
 def _writes(node: Node) -> bool:
     """Whether the call changes in place what something else may read: an input, a view, a value with readers."""
-    if not isinstance(node.target, OpOverload) or not node.target._schema.is_mutable:
-        return False
-    changed = node.args[0]
-    if not isinstance(changed, Node) or not isinstance(changed.target, OpOverload) or set(changed.users) != {node}:
-        return True
-    return any(result.alias_info is not None for result in changed.target._schema.returns)
+    return is_in_place(node) and not (isinstance(node.args[0], Node) and is_exclusive(node.args[0]))
 
 
 def constant_value(program: ExportedProgram, node: object) -> Tensor | None:
-    """The value of a parameter, buffer or constant of the program; None for anything else."""
-    if not isinstance(node, Node) or node.op != "placeholder":
+    """The value of a parameter, buffer or constant that the program does not change; None for anything else."""
+    if not isinstance(node, Node) or node.op != "placeholder" or writers(node):
         return None
     spec = next(s for s in program.graph_signature.input_specs if s.arg.name == node.name)
     if spec.kind not in HELD:

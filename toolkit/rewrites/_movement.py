@@ -157,14 +157,3 @@ def _swaps(wanted: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
                     found.append(after)
         front = found
     return reached[wanted]
-
-
-def writes_between(first: Node, last: Node) -> bool:
-    """Whether any operator after `first`, up to `last`, works in place: what `first` read may then have changed."""
-    node = first
-    while node is not last:
-        node = node.next
-        schema = getattr(node.target, "_schema", None)
-        if schema is not None and schema.is_mutable:
-            return True
-    return False

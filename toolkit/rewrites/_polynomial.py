@@ -96,8 +96,8 @@ def is_same(found: Polynomial | None, wanted: Polynomial) -> bool:
 
 
 def below(value: object, deepest: int = DEEPEST) -> Iterator[Node]:
-    """The nodes that an arithmetic expression is made of, itself first."""
-    if not isinstance(value, Node):
+    """The floating-point nodes that an arithmetic expression is made of, itself first."""
+    if not isinstance(value, Node) or not is_floating(value):
         return
     yield value
     if value.target in ARITHMETIC and deepest:

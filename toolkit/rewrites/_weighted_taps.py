@@ -10,7 +10,8 @@ import torch
 from torch.fx import Node
 
 from acmix.toolkit.rewrites._graph import Emit, shape_of
-from acmix.toolkit.rewrites._movement import RESHAPES, writes_between
+from acmix.toolkit.rewrites._memory import is_written_between
+from acmix.toolkit.rewrites._movement import RESHAPES
 
 ATEN = torch.ops.aten
 MOST_AXES = 4
@@ -51,14 +52,23 @@ def find(unfold: Node, taps: int) -> WeightedSum | None:
         return None
     weights = operands[0]
     seen = shape_of(weights)
-    if seen is None or len(seen) > len(shape) or shape_of(product) != shape or writes_between(unfold, total):
+    if seen is None or len(seen) > len(shape) or shape_of(product) != shape:
+        return None
+    if isinstance(unfold.args[0], Node) and is_written_between(unfold.args[0], unfold, total):
         return None
     full = (1,) * (len(shape) - len(seen)) + seen
     if full[axis] != taps:
         return None
+    return WeightedSum(total, shape, _before_views(weights, total), full, axis)
+
+
+def _before_views(weights: Node, total: Node) -> Node:
+    """The weights before the reshapes that show them, as long as `total` can still read them there."""
     while weights.target in RESHAPES and isinstance(weights.args[0], Node) and shape_of(weights.args[0]):
+        if is_written_between(weights.args[0], weights, total):
+            break
         weights = weights.args[0]
-    return WeightedSum(total, shape, weights, full, axis)
+    return weights
 
 
 def _only_reader(node: Node) -> Node | None:

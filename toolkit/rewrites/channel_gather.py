@@ -25,6 +25,7 @@ COPIES = (
     ATEN.alias.default,
     ATEN.contiguous.default,
 )
+INTEGERS = (torch.int64, torch.int32)
 MOST_SLICES = 16
 """A gather of more runs than this is left to the runtime's own kernel."""
 
@@ -84,10 +85,12 @@ def _index(program: ExportedProgram, node: Node) -> Tensor | None:
     elif isinstance(node.args[1], list | tuple):
         given = list(node.args[1])
         index = given[1] if len(given) >= 2 and [i for i in given if i is not None] == [given[1]] else None
+    if isinstance(index, Node) and index.meta["val"].dtype not in INTEGERS:
+        return None
     while isinstance(index, Node) and index.target in COPIES:
         index = index.args[0]
     value = constant_value(program, index)
-    whole = value is not None and value.dim() == 1 and value.dtype in (torch.int64, torch.int32)
+    whole = value is not None and value.dim() == 1 and value.dtype in INTEGERS
     return value.long() if whole and value is not None else None
 
 
@@ -95,6 +98,8 @@ def _selection(program: ExportedProgram, conv: Node) -> Tensor | None:
     given = arguments(conv)
     weight = constant_value(program, given["weight"])
     if weight is None or given["bias"] is not None or given["groups"] != 1 or weight.shape[2:] != (1, 1):
+        return None
+    if len(shape_of(conv) or ()) != 4:
         return None
     if any(s != 1 for s in given["stride"]) or any(p != 0 for p in given["padding"]):
         return None

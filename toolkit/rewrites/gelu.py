@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from acmix.toolkit.rewrites._graph import calls, emit_before, remove_unused, replace, shape_of
+from acmix.toolkit.rewrites._memory import is_written_between
 from acmix.toolkit.rewrites._polynomial import Polynomial, above, below, is_same, polynomial
 
 ATEN = torch.ops.aten
@@ -54,7 +55,9 @@ def _replace(program: ExportedProgram, inner: Node) -> int:
         return 0
     half: Polynomial = {(1, 0): 0.5, (1, 1): 0.5}
     for outer in above(inner):
-        if shape_of(outer) == shape_of(variable) and is_same(polynomial(outer, (variable, inner)), half):
+        if shape_of(outer) != shape_of(variable) or is_written_between(variable, variable, outer):
+            continue
+        if is_same(polynomial(outer, (variable, inner)), half):
             emit = emit_before(program, outer)
             replace(program, outer, emit(ATEN.gelu.default, variable, approximate=_approximation(inner)))
             return 1

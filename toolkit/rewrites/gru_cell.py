@@ -11,6 +11,7 @@ from torch.fx import Node
 
 from acmix.toolkit.rewrites._calls import arguments, is_floating, parts
 from acmix.toolkit.rewrites._graph import Emit, calls, emit_before, remove_unused, replace, shape_of
+from acmix.toolkit.rewrites._memory import writers
 
 ATEN = torch.ops.aten
 MOST_STEPS = 8
@@ -93,7 +94,7 @@ def _thirds(emit: Emit, rows: Node, along: int, size: int, index: int) -> Node:
 
 def _given_state(state: Node) -> Node | None:
     """The state, or None when it is made of zeros: torch makes one where the caller gives none."""
-    return None if state.target is ATEN.zeros.default else state
+    return None if state.target is ATEN.zeros.default and not writers(state) else state
 
 
 def _replace_sequence(program: ExportedProgram, gru: Node) -> bool:

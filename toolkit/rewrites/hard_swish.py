@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from acmix.toolkit.rewrites._calls import arguments, is_floating
 from acmix.toolkit.rewrites._graph import calls, emit_before, remove_unused, replace, shape_of
+from acmix.toolkit.rewrites._memory import is_written_between
 from acmix.toolkit.rewrites._polynomial import Polynomial, above, below, is_same, polynomial
 
 ATEN = torch.ops.aten
@@ -50,7 +51,7 @@ def _replace_clip(program: ExportedProgram, clip: Node) -> int:
     times = 0
     for variable, scale in _readings(clip):
         for outer in above(clip):
-            if shape_of(outer) != shape_of(variable):
+            if shape_of(outer) != shape_of(variable) or is_written_between(variable, variable, outer):
                 continue
             found = polynomial(outer, (variable, clip))
             operator = ATEN.hardswish.default if is_same(found, {(1, 1): scale}) else None
@@ -66,7 +67,7 @@ def _replace_gate(program: ExportedProgram, gate: Node) -> int:
     if not isinstance(x, Node):
         return 0
     for outer in above(gate, 1):
-        if is_same(polynomial(outer, (x, gate)), {(1, 1): 1.0}):
+        if is_same(polynomial(outer, (x, gate)), {(1, 1): 1.0}) and not is_written_between(x, gate, outer):
             replace(program, outer, emit_before(program, outer)(ATEN.hardswish.default, x))
             return 1
     return 0

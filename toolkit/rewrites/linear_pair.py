@@ -20,6 +20,7 @@ from acmix.toolkit.rewrites._graph import (
     replace,
     shape_of,
 )
+from acmix.toolkit.rewrites._memory import is_written_between
 
 ATEN = torch.ops.aten
 PRODUCTS = (ATEN.linear.default, ATEN.matmul.default)
@@ -67,18 +68,24 @@ class LinearPair:
 
 def _join(program: ExportedProgram, node: Node) -> bool:
     before = node.args[0]
-    if not isinstance(before, Node) or len(before.users) != 1 or shape_of(node) is None:
+    if not isinstance(before, Node) or before.op != "call_function" or len(before.users) != 1:
         return False
-    second, first = _layer(program, node), _layer(program, before)
+    if shape_of(node) is None or not before.args:
+        return False
+    x, second, first = before.args[0], _layer(program, node), _layer(program, before)
+    if not isinstance(x, Node) or is_written_between(x, before, node):
+        return False
     if first is None or second is None or (node.target in PRODUCTS) != (before.target in PRODUCTS):
         return False
     outer = _wide(first, second) if node.target is ATEN.conv2d.default else node
+    if outer is None:
+        return False
     weight, bias = _product(first, second)
-    if outer is None or _macs(weight, node) > first.macs + second.macs:
+    if _macs(weight, node) > first.macs + second.macs:
         return False
     weights = add_constant(program, "joined_weight", weight)
     biases = None if bias is None else add_constant(program, "joined_bias", bias)
-    emit, x = emit_before(program, node), before.args[0]
+    emit = emit_before(program, node)
     if node.target is ATEN.conv2d.default:
         options = [arguments(outer)[name] for name in ("stride", "padding", "dilation")]
         joined = emit(ATEN.conv2d.default, x, weights, biases, *options)

@@ -19,7 +19,7 @@ ATEN = torch.ops.aten
 class LogSoftmax:
     """Replace a log-softmax along an axis of D values by y - (log(mean(exp(y))) + log(D)), y = x - max(x).
 
-    1. x has a fixed shape and no other type is asked for.
+    1. x has a fixed shape without an empty axis, and no other type is asked for.
     2. x is seen as [1, A, 1, D]; another axis than the last is brought there first.
 
         log_softmax(x, 1)   becomes   max, sub, exp, mean, log, add, sub
@@ -43,7 +43,7 @@ class LogSoftmax:
 def _replace(program: ExportedProgram, node: Node) -> bool:
     given = arguments(node)
     x, shape = given["self"], shape_of(node)
-    if not shape or not is_floating(x) or given["dtype"] not in (None, x.meta["val"].dtype):
+    if not shape or 0 in shape or not is_floating(x) or given["dtype"] not in (None, x.meta["val"].dtype):
         return False
     along = axis(given["dim"], len(shape))
     before, size, after = math.prod(shape[:along]), shape[along], math.prod(shape[along + 1 :])

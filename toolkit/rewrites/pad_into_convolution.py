@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from acmix.toolkit.rewrites._graph import calls, remove_unused
-from acmix.toolkit.rewrites._movement import writes_between
+from acmix.toolkit.rewrites._memory import is_written_between
 
 ATEN = torch.ops.aten
 ON_LINES = (ATEN.conv1d.default, ATEN.conv1d.padding)
@@ -63,7 +63,9 @@ def padding_of(layer: Node) -> tuple[Node, Padding] | None:
         if mode != "constant":
             return None
     value = rest[0] if rest else node.kwargs.get("value")
-    if not isinstance(x, Node) or not isinstance(widths, list | tuple) or writes_between(node, layer):
+    if not isinstance(x, Node) or not isinstance(widths, list | tuple):
+        return None
+    if any(is_written_between(held, node, layer) for held in (x, node)):
         return None
     numbers = tuple(int(str(width)) for width in widths)
     if min(numbers) < 0 or numbers[::2] != numbers[1::2]:

@@ -9,6 +9,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from acmix.toolkit.rewrites._graph import calls, emit_before, remove_unused, replace, shape_of
+from acmix.toolkit.rewrites._memory import is_exclusive, writers
 from acmix.toolkit.rewrites._movement import MOVES, RESHAPES, Axes, axes_of, moved, steps
 
 ATEN = torch.ops.aten
@@ -73,7 +74,7 @@ def _chain(last: Node) -> tuple[Node, Axes] | None:
             return None
         nodes.insert(0, source)
         source = source.args[0]
-    if not isinstance(source, Node) or not _rank(source) or _are_written([source, *nodes]):
+    if not isinstance(source, Node) or not _rank(source) or _are_written(source, nodes):
         return None
     if not 0 < _rank(last) <= HIGHEST_RANK or (len(nodes) == 1 and last.target is not UNFOLD):
         return None
@@ -87,10 +88,11 @@ def _chain(last: Node) -> tuple[Node, Axes] | None:
     return None if axes is None else (source, axes)
 
 
-def _are_written(nodes: list[Node]) -> bool:
-    """Whether an operator writes into one of these: then they may share memory with the source."""
-    readers = [user for node in nodes for user in node.users if user.op == "call_function"]
-    return any(getattr(user.target, "_schema", None) and user.target._schema.is_mutable for user in readers)  # type: ignore[union-attr]
+def _are_written(source: Node, nodes: list[Node]) -> bool:
+    """Whether something writes into either end of the chain and another reader may see it: the chain may be a view."""
+    if is_exclusive(source) and all(len(node.users) == 1 for node in nodes[:-1]):
+        return False
+    return any(writer > nodes[0] for end in (source, nodes[-1]) for writer in writers(end))
 
 
 def _rank(node: Node) -> int:

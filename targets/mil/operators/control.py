@@ -101,7 +101,9 @@ def list_read(call: Call) -> Tensor:
 @operator("list_gather")
 def list_gather(call: Call) -> Tensor:
     """Several items, stacked."""
-    return torch.stack([_item(call, _list(call), index) for index in call.integers("indices")])
+    items = [_item(call, _list(call), index) for index in call.integers("indices")]
+    call.reserve((len(items), *(items[0].shape if items else ())))
+    return torch.stack(items)
 
 
 @operator("list_write")

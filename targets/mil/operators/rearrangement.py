@@ -80,6 +80,8 @@ def concat(call: Call) -> Tensor:
     """Joined along an axis; interleaved: first the first slice of each, then the second."""
     values = [value.reshape(1) if value.dim() == 0 else value for value in call.tensors("values")]
     axis = call.axis("axis", values[0].dim())
+    length = sum(value.shape[axis] for value in values)
+    call.reserve((*values[0].shape[:axis], length, *values[0].shape[axis + 1 :]))
     if not call.flag("interleave"):
         return torch.cat(values, axis)
     return torch.stack(values, axis + 1).flatten(axis, axis + 1)
@@ -101,7 +103,9 @@ def split(call: Call) -> tuple[Tensor, ...]:
 @operator("stack")
 def stack(call: Call) -> Tensor:
     """Along a new axis."""
-    return torch.stack(call.tensors("values"), call.integer("axis"))
+    values = call.tensors("values")
+    call.reserve((len(values), *values[0].shape))
+    return torch.stack(values, call.integer("axis"))
 
 
 @operator("tile")

@@ -152,13 +152,26 @@ def _crops(call: Call, x: Tensor, boxes: Tensor, images: Tensor) -> Tensor:
     mode, value = call.choice("sampling_mode", SAMPLING_MODES, "DEFAULT"), call.number("pad_value", 0.0)
     crops = x.new_full(shape, value)
     for index, (top, left, bottom, right) in enumerate(_corners(call, x, boxes).tolist()):
-        rows = top + grid(mode, bottom - top + 1, height)
-        columns = left + grid(mode, right - left + 1, width)
+        rows = _places(call, mode, (top, bottom), height, x.shape[2])
+        columns = _places(call, mode, (left, right), width, x.shape[3])
         mesh = rows[:, None].expand(height, width), columns.expand(height, width)
         crop = _bilinear(x[images[index]][None], mesh[0][None], mesh[1][None], "border", 0.0)[0]
         inside = (mesh[0] >= 0) & (mesh[0] <= x.shape[2] - 1) & (mesh[1] >= 0) & (mesh[1] <= x.shape[3] - 1)
         crops[index] = torch.where(inside, crop, crops[index])
     return crops
+
+
+def _places(call: Call, mode: str, ends: tuple[float, float], count: int, size: int) -> Tensor:
+    """Positions along one side of a box; a box turned round gives those of the box, from its far end."""
+    first, last = ends
+    steps = grid(mode, abs(last - first) + 1, count)
+    places = first + steps if last >= first else first - steps
+    outside = not bool(((places >= 0) & (places <= size - 1)).any())
+    # Apple publishes one value of such a box before iOS 17 (coremltools' TestCropResize: the image mirrored at its last
+    # element, no padding) and calls crops beyond the image unstable; since then pad_value is the rule.
+    if mode == "UNALIGN_CORNERS" and call.opset < ONE_IMAGE_A_BOX and outside:
+        return reflected(places, size)
+    return places
 
 
 def _corners(call: Call, x: Tensor, boxes: Tensor) -> Tensor:

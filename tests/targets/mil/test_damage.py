@@ -173,6 +173,86 @@ def test_a_program_that_is_none_is_refused_with_the_reason(package: Path, edit: 
         load_package(edited(package, edit))(FEEDS)
 
 
+def _text(model: Any) -> None:
+    operation(model, "shape").outputs[0].type.tensorType.dataType = 2
+
+
+def _contradicted_input(model: Any) -> None:
+    model.mlProgram.functions["main"].inputs[0].type.tensorType.dimensions[1].constant.size = 4
+
+
+def _input_of_text(model: Any) -> None:
+    model.mlProgram.functions["main"].inputs[0].type.tensorType.dataType = 2
+
+
+def _image_of_two_axes(model: Any) -> None:
+    image = model.description.output[0].type.imageType
+    image.width, image.height, image.colorSpace = 2, 2, 20
+
+
+def _state_out_of_nothing(model: Any) -> None:
+    model.description.state.add(name="x").type.stateType.arrayType.dataType = 65552
+
+
+def _odd_weights(model: Any) -> None:
+    for one in operations(model):
+        if one.type == "const" and one.attributes["val"].WhichOneof("value") == "blobFileValue":
+            one.attributes["val"].blobFileValue.fileName = "@model_path/weights\0/" + "w" * 5000
+
+
+def shaped(mb: Any, x: Any) -> list[Any]:
+    """The network, and a result of integers."""
+    return [network(mb, x), mb.shape(x=x)]
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (_text, "declares string for"),
+        (_contradicted_input, "contradicts its program"),
+        (_input_of_text, "cannot be fed"),
+        (_image_of_two_axes, "is no image"),
+        (_state_out_of_nothing, "the states of function 'main' are not those"),
+        (_odd_weights, "outside its package"),
+    ],
+    ids=lambda value: value.__name__.strip("_") if callable(value) else "",
+)
+def test_a_program_at_odds_with_its_description_is_refused(
+    packages: Any, tmp_path: Path, edit: Edit, said: str
+) -> None:
+    package = Path(shutil.copytree(packages.build(shaped, FEEDS), tmp_path / "copy.mlpackage"))
+    with pytest.raises(UsageError, match=said):
+        load_package(edited(package, edit))(FEEDS)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    ["[" * 100_000, json.dumps({"rootModelIdentifier": "a", "itemInfoEntries": {"a": {"path": "\0"}}})],
+    ids=["nested", "nameless"],
+)
+def test_an_odd_manifest_is_refused(package: Path, manifest: str) -> None:
+    (package / "Manifest.json").write_text(manifest, "utf-8")
+    with pytest.raises(UsageError, match=r"Manifest\.json"):
+        load_package(package)
+
+
+def _unknown_shapes(model: Any) -> None:
+    for one in operations(model):
+        if one.type == "concat":
+            for axis in one.outputs[0].type.tensorType.dimensions:
+                axis.unknown.variadic = False
+
+
+def test_joins_that_nothing_could_hold_are_refused_before_they_are_made(packages: Any) -> None:
+    def build(mb: Any, x: Any) -> Any:
+        y = mb.concat(values=[x] * 64, axis=0)
+        return mb.reduce_max(x=mb.concat(values=[y] * 512, axis=0), name="y")
+
+    x = {"x": np.ones(1 << 14, np.float32)}
+    with pytest.raises(UsageError, match="would have the shape"):
+        load_package(edited(packages.build(build, x), _unknown_shapes))(x)
+
+
 def test_an_older_model_is_refused_by_its_kind(tmp_path: Path) -> None:
     from coremltools.proto import Model_pb2
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 from acmix.targets.mil import load_package
 from acmix.toolkit.artifact import Artifact
@@ -78,6 +80,65 @@ def test_modes_that_do_not_exist_are_refused(packages: Any) -> None:
         load_package(path, precision="int8")
     with pytest.raises(UsageError, match="no accumulation is called 'float8'"):
         load_package(path, accumulate="float8")
+
+
+def test_special_values_are_cast_by_rule(packages: Any) -> None:
+    x = np.array([np.nan, np.inf, -np.inf, 3e9, -3e9, -0.9, 70000, 65519, 65520, 1e-8], np.float32)
+    i = np.array([2049, -2051, 70000, 2**31 - 1], np.int32)
+
+    def build(mb: Any, x: Any, i: Any) -> list[Any]:
+        return [
+            mb.cast(x=x, dtype="int32"),
+            mb.cast(x=mb.cast(x=x, dtype="fp16"), dtype="fp32"),
+            mb.cast(x=mb.cast(x=x, dtype="bool"), dtype="int32"),
+            mb.cast(x=mb.cast(x=i, dtype="fp16"), dtype="fp32"),
+            mb.cast(x=i, dtype="fp32"),
+        ]
+
+    integers, halves, truth, rounded, wide = packages.run(build, {"x": x, "i": i})
+    top, low = 2**31 - 1, -(2**31)
+    assert integers.tolist() == [0, top, low, top, low, 0, 70000, 65519, 65520, 0]
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(halves, x.astype(np.float16).astype(np.float32))
+        np.testing.assert_array_equal(rounded, i.astype(np.float16).astype(np.float32))
+    assert truth.tolist() == [1] * 10
+    np.testing.assert_array_equal(wide, i.astype(np.float32))
+
+
+HALF_OPERATORS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "exp": torch.exp,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "square": torch.square,
+    "sin": torch.sin,
+    "erf": torch.erf,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "softsign": F.softsign,
+    "reduce_mean": torch.mean,
+    "reduce_sum_square": lambda x: (x * x).sum(),
+    "reduce_log_sum_exp": lambda x: x.logsumexp((0, 1)),
+    "softmax": lambda x: x.softmax(-1),
+    "cumsum": lambda x: x.cumsum(0),
+    "l2_norm": lambda x: x / ((x * x).sum() + np.float32(np.float16(1e-6))).sqrt(),
+}
+
+
+def test_every_float16_result_is_rounded_once(packages: Any) -> None:
+    """To the float16 nearest to the exact result: a float64 result, rounded; a half-way case may go either way."""
+    x = np.random.default_rng(0).standard_normal((16, 16)).astype(np.float16)
+
+    def build(mb: Any, x: Any) -> list[Any]:
+        picture = {"l2_norm": mb.reshape(x=x, shape=[1, 16, 16])}
+        return [getattr(mb, name)(x=picture.get(name, x)) for name in HALF_OPERATORS]
+
+    exact = torch.from_numpy(x).double()
+    for (name, apply), output in zip(HALF_OPERATORS.items(), packages.run(build, {"x": x}), strict=True):
+        assert output.dtype == np.float16, name
+        expected = apply(exact).numpy().reshape(output.shape)
+        wrong = output != expected.astype(np.float16)
+        assert wrong.mean() <= (1 if wrong.size == 1 else 0.01), name
+        np.testing.assert_allclose(output, expected, rtol=2**-10.9, atol=2**-24, err_msg=name)
 
 
 def snr_db(output: Any, reference: Any) -> float:

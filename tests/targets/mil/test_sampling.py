@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -179,3 +180,77 @@ def test_before_ios17_a_box_is_cut_from_every_image_or_from_one(
     (output,) = packages.run(build, {"x": X.numpy()}, "iOS16")
     assert output.shape == shape
     np.testing.assert_allclose(output[0, -1], X[1][:, ::3, ::3][:, :2, :2], rtol=1e-5)
+
+
+def _position(mode: str, index: int, size: int, count: int) -> float:
+    """Apple's formulas (reference of resize_bilinear), one position at a time."""
+    if mode == "OFFSET_CORNERS":
+        place = (index + 0.5) * max(1, size - 1) / count
+    elif mode == "UNALIGN_CORNERS":
+        place = index * size / count + 0.5 * size / count - 0.5
+    elif mode == "DEFAULT":
+        place = index * ((size - size / count) / (count - 1)) if count > 1 else 0
+    elif count == 1:
+        place = (size - 1) / 2 if mode == "ALIGN_CORNERS" else 0
+    else:
+        place = index * (size - 1) / (count - 1)
+    return min(size - 1, max(0, place))
+
+
+MODES = ("DEFAULT", "STRICT_ALIGN_CORNERS", "ALIGN_CORNERS", "OFFSET_CORNERS", "UNALIGN_CORNERS")
+
+
+@pytest.mark.parametrize("opset", ["iOS15", "iOS17"])
+def test_every_sampling_mode_follows_its_formula(packages: Any, opset: str) -> None:
+    line, counts = np.array([3, -1, 4, 1, -5], np.float32), (1, 2, 3, 5, 7, 11)
+
+    def build(mb: Any, x: Any) -> list[Any]:
+        made = []
+        for mode, count in itertools.product(MODES, counts):
+            if opset == "iOS15":
+                made.append(mb.resize_bilinear(x=x, target_size_height=1, target_size_width=count, sampling_mode=mode))
+            else:
+                made.append(mb.resize(x=x, shape=[1, count], resized_dims=np.uint32(2), sampling_mode=mode))
+        return made
+
+    outputs = packages.run(build, {"x": line.reshape(1, 1, 1, 5)}, opset)
+    for (mode, count), output in zip(itertools.product(MODES, counts), outputs, strict=True):
+        places = [_position(mode, index, 5, count) for index in range(count)]
+        expected = np.interp(places, range(5), line)
+        np.testing.assert_allclose(output.reshape(-1), expected, rtol=1e-5, atol=1e-5, err_msg=f"{mode} {count}")
+
+
+@pytest.mark.parametrize(
+    ("mode", "ends", "expected"),
+    [
+        ("UNALIGN_CORNERS", (2, 0), [2, 1, 0]),
+        ("ALIGN_CORNERS", (3, 1), [3, 2, 1]),
+        ("DEFAULT", (3, 1), [3, 2, 1]),
+        ("OFFSET_CORNERS", (3, 0), [2.5, 1.5, 0.5]),
+    ],
+)
+def test_a_box_turned_round_is_the_box_from_its_far_end(
+    packages: Any, mode: str, ends: tuple[int, int], expected: list[float]
+) -> None:
+    boxes = np.array([[0, ends[0], 0, ends[1]]], np.float32)
+    build = _op("crop_resize", boxes=boxes, target_height=1, target_width=3, sampling_mode=mode)
+    (output,) = packages.run(build, {"x": np.arange(4, dtype=np.float32).reshape(1, 1, 1, 4)}, "iOS17")
+    np.testing.assert_allclose(output.reshape(-1), expected, atol=1e-6)
+
+
+def test_the_published_crop_that_lies_beyond_the_image(packages: Any) -> None:
+    """coremltools' TestCropResize of iOS 15: rows 6 to 3 of four, turned round."""
+    roi = np.array([2, 2, 1, 1], np.float32).reshape(1, 1, 4, 1, 1)
+    build = _op(
+        "crop_resize", roi=roi, target_width=2, target_height=2, normalized_coordinates=True,
+        sampling_mode="UNALIGN_CORNERS",
+    )  # fmt: skip
+    image = np.arange(1, 17, dtype=np.float32).reshape(1, 1, 4, 4)
+    (output,) = packages.run(build, {"x": image}, "iOS16")
+    np.testing.assert_allclose(output.reshape(-1), [3.5, 5.5, 11.5, 13.5])
+    boxes = roi.reshape(1, 4)
+    build = _op(
+        "crop_resize", boxes=boxes, target_width=2, target_height=2, normalized_coordinates=True,
+        pad_value=np.float32(9), sampling_mode="UNALIGN_CORNERS",
+    )  # fmt: skip
+    np.testing.assert_array_equal(packages.run(build, {"x": image}, "iOS17")[0].reshape(-1), [9] * 4)

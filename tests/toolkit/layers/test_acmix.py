@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -19,7 +20,13 @@ from acmix.toolkit.layers._acmix_inference import build_form
 from acmix.toolkit.layers._acmix_window import OUTSIDE, Axis, window_biases
 from acmix.toolkit.layers.acmix import ACmix
 
-CONVOLUTIONS = (ConvolutionForm("dense"), ConvolutionForm("projected", 2), ConvolutionForm("shared", 4))
+CONVOLUTIONS = (
+    ConvolutionForm("dense"),
+    ConvolutionForm("projected", 2),
+    ConvolutionForm("shared", 4),
+    ConvolutionForm("direct", 2),
+    ConvolutionForm("direct", channels_last=True),
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -131,7 +138,7 @@ def test_every_inference_form_is_the_layer_and_its_norm(
 ) -> None:
     layer, norm, x = random_layer(channels, outputs, stride=stride), random_norm(outputs), noise(batch, channels, *size)
     if layer.head_channels % convolution.merged:
-        convolution = ConvolutionForm(convolution.kind, 2)
+        convolution = replace(convolution, merged=2)
     for flag in (False, True):
         form = build_form(layer, x.shape, (AttentionForm(tile, flag, not flag), convolution), norm)
         assert relative_error(form(x), norm(layer(x))) < 1e-11

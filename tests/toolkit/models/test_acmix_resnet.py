@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.layers.acmix import ACmix
-from acmix.toolkit.models.acmix_resnet import MODELS, ACmixResNet, Bottleneck, for_inference
+from acmix.toolkit.models.acmix_resnet import MODELS, ACmixResNet, Bottleneck, JoinedBottleneck, for_inference
 from acmix.toolkit.source import at_inputs
 from acmix.toolkit.spec import TensorSpec
 
@@ -126,12 +126,20 @@ def test_the_whole_of_resnet26_is_the_same_network_in_single_precision(fill: Fil
 
 def test_the_norm_behind_each_block_is_folded_and_the_others_are_left() -> None:
     module = ACmixResNet((1, 1, 1, 1), widths=(16, 16, 16, 16)).eval()
-    prepared = for_inference(module, "tflite", (128, 128))
+    prepared = for_inference(module, "onnx", (128, 128))
     blocks = [layer for layer in prepared.modules() if isinstance(layer, Bottleneck)]
     assert len(blocks) == 4
     assert all(isinstance(block.bn2, nn.Identity) for block in blocks)
     assert all(isinstance(block.bn1, nn.BatchNorm2d) for block in blocks)
     assert all(isinstance(getattr(block.conv2, "chosen_form", None), str) for block in blocks)
+
+
+def test_tflite_adds_the_shortcut_inside_the_last_convolution() -> None:
+    module = ACmixResNet((1, 2, 1, 1), widths=(16, 16, 16, 16)).eval()
+    prepared = for_inference(module, "tflite", (128, 128))
+    joined = [name for name, layer in prepared.named_modules() if isinstance(layer, JoinedBottleneck)]
+    assert joined == ["layer1.0", "layer2.0", "layer3.0", "layer4.0"]
+    assert isinstance(prepared.get_submodule("layer2.1"), Bottleneck)
 
 
 def test_the_core_ml_form_has_few_constants_beside_the_published_weights() -> None:

@@ -130,6 +130,48 @@ def test_a_norm_that_treats_copies_of_a_channel_differently_keeps_them() -> None
     assert operators == ["slice", "slice", "cat", "batch_norm", "conv2d"]
 
 
+class Inverse(nn.Module):
+    """Infinite where a channel is zero."""
+
+    def __init__(self, divides: bool) -> None:
+        super().__init__()
+        self.divides = divides
+        self.register_buffer("scale", torch.ones(18, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale / x if self.divides else x**-1.0
+
+
+@pytest.mark.parametrize("divides", [True, False])
+def test_a_channel_left_out_may_be_zero_before_it_is_inverted(divides: bool) -> None:
+    x = torch.rand(1, 36, 2, 2, dtype=torch.float64) + 1
+    x[:, 1::2] = 0
+    every_second = Gather([*range(0, 36, 2)], 36)
+    left(nn.Sequential(every_second, Inverse(divides), nn.Conv2d(18, 2, 1)), x, times=0)
+
+
+def test_a_selecting_convolution_of_one_image_is_none_of_its_rows() -> None:
+    module = nn.Sequential(Gather([2, 0, 1, 3], 4, "convolution"), nn.Conv1d(4, 3, 1))
+    left(module, torch.randn(4, 4, 5, dtype=torch.float64), times=0)
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.tensor([1, 0, 0, 1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert isinstance(self.mask, Tensor)
+        return x[:, self.mask.to(torch.bool)].sum(1)
+
+
+def test_a_mask_is_no_index() -> None:
+    module, x = Masked(), torch.randn(1, 4, 2, 2, dtype=torch.float64)
+    program = torch.export.export(module, (x,))
+    assert REWRITE.apply(program) == 0
+    assert torch.equal(program.module()(x), module(x))
+
+
 class Other(nn.Module):
     """Gathers that are not of channels, or not by a constant."""
 

@@ -120,6 +120,18 @@ class SwapBlocks(nn.Module):
         return seen.reshape(batch, channels, height, width)
 
 
+class PoolOfLines(nn.Module):
+    """A pool of images on a batch of lines: it mixes their channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(x, 3, 1, 1)
+
+
+def test_a_pool_that_mixes_the_channels_of_lines_stops_it() -> None:
+    module = nn.Sequential(Shuffle(2), PoolOfLines(), nn.Conv1d(6, 3, 1))
+    assert left(module, torch.randn(2, 6, 5, dtype=torch.float64), times=0) == 1
+
+
 def test_grouped_convolutions_of_one_channel_each_pass_it_on() -> None:
     module = nn.Sequential(Shuffle(2), nn.Conv2d(4, 8, 3, groups=4), nn.Conv2d(8, 3, 1))
     assert left(module, torch.randn(1, 4, 6, 6, dtype=torch.float64)) == 0

@@ -86,6 +86,11 @@ def test_the_rule_that_spells_the_tanh_gelu_never_undoes_this_one(name: str) -> 
     torch.testing.assert_close(program.module()(x), module(x), rtol=1e-12, atol=1e-14)
 
 
+def test_a_formula_of_integers_is_left_alone() -> None:
+    program = torch.export.export(Apply(ERF["textbook"]), (torch.arange(6),))
+    assert REWRITE.apply(program) == 0
+
+
 def test_an_intermediate_that_is_read_elsewhere_stays() -> None:
     class Both(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

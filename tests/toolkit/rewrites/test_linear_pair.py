@@ -84,10 +84,11 @@ def test_a_bias_before_a_padded_convolution_keeps_both() -> None:
         nn.Sequential(nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1)),
         nn.Sequential(nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 8, 1)),
         nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)),
+        nn.Sequential(nn.Conv2d(8, 8, (5, 3)), nn.Conv2d(8, 8, (1, 3))),
         nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1)),
         nn.Sequential(nn.Conv2d(8, 8, 1), nn.Flatten(2), nn.Linear(36, 4)),
     ],
-    ids=["low rank", "groups", "two kernels", "something between", "another axis"],
+    ids=["low rank", "groups", "two kernels", "two kernels of other sizes", "something between", "another axis"],
 )
 def test_what_does_not_fit_stays_two_layers(module: nn.Module) -> None:
     assert applied(module, torch.randn(1, 8, 6, 6, dtype=torch.float64)) == 0

@@ -52,6 +52,11 @@ def test_a_probability_that_is_zero_in_float32_keeps_its_logarithm() -> None:
     torch.testing.assert_close(program.module()(x), x)
 
 
+def test_an_empty_axis_is_left_alone() -> None:
+    program = torch.export.export(LogSoftmax(1), (torch.randn(2, 0),))
+    assert REWRITE.apply(program) == 0
+
+
 def test_another_type_is_left_alone() -> None:
     program = torch.export.export(LogSoftmax(1, torch.float64), (torch.randn(1, 3),))
     assert REWRITE.apply(program) == 0

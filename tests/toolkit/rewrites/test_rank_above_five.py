@@ -156,3 +156,16 @@ def test_the_rewritten_program_survives_a_file() -> None:
     file.seek(0)
     x = torch.randn(shape, dtype=torch.float64)
     assert torch.equal(torch.export.load(file).module()(x), function(x))
+
+
+def test_an_activation_in_place_behind_the_chain_does_not_stop_it() -> None:
+    class Activated(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen = (x * 2).view(1, 2, 2, 3, 2, 4).permute(0, 1, 3, 2, 4, 5).reshape(2, 6, 8)
+            return torch.relu_(seen)
+
+    x = torch.randn(2, 6, 8, dtype=torch.float64)
+    program = torch.export.export(Activated(), (x,))
+    assert REWRITE.apply(program) == 1
+    program.validate()
+    assert torch.equal(program.module()(x), Activated()(x))
