@@ -115,10 +115,11 @@ def capture(network: Network, targets: Sequence[str]) -> Captured:
     programs: dict[str, TargetProgram] = {}
     for target, form in prepared.items():
         # The rules change a program in place, and copies of a program lose names: export for each set of rules.
-        key = (form.forms, tuple(rule.name for rule in load_rewrites(target)))
+        key = (id(form.module), tuple(rule.name for rule in load_rewrites(target)))
         if key not in made:
             made[key] = _program(network, form, zeros, target)
-        programs[target] = next((p for p in programs.values() if p.preparation == made[key].preparation), made[key])
+        equal = (p for t, p in programs.items() if prepared[t] is form and p.preparation == made[key].preparation)
+        programs[target] = next(equal, made[key])
     first = next(iter(named.values()))
     guessed = network.source.kind != "zoo" and first.dim() == 2 and first.shape[1] > 1
     classifies = spec.classifies or guessed

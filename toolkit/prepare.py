@@ -43,16 +43,18 @@ def prepare(module: nn.Module, spec: ModelSpec, targets: Sequence[str]) -> dict[
     published = copy.deepcopy(module).double().eval()
     with torch.no_grad():
         wanted = _outputs_float64(spec, published, inputs)
-    shared: dict[tuple[ChosenForm, ...], Prepared] = {}
+    shared: dict[tuple[tuple[ChosenForm, ...], str], Prepared] = {}
     prepared = {}
     for target in targets:
         with torch.no_grad():
             candidate = for_inference(module, target).eval()
             forms = chosen_forms(candidate)
-            if forms not in shared:
+            # A user's form may differ without saying so in chosen_form.
+            key = (forms, repr(candidate))
+            if key not in shared:
                 found = _outputs_float64(spec, for_inference(published, target).eval(), inputs)
-                shared[forms] = Prepared(candidate, forms, _checked(spec, wanted, found))
-        prepared[target] = shared[forms]
+                shared[key] = Prepared(candidate, forms, _checked(spec, wanted, found))
+        prepared[target] = shared[key]
     return prepared
 
 

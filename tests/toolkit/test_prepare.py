@@ -116,6 +116,17 @@ def test_targets_of_equal_forms_share_one_module_and_the_network_is_kept() -> No
     assert all(parameter.dtype == torch.float32 for form in prepared.values() for parameter in form.module.parameters())
 
 
+def test_forms_that_differ_without_saying_so_are_not_shared() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1))
+
+    def other_for_onnx(module: nn.Module, target: str) -> nn.Module:
+        return nn.Sequential(copy.deepcopy(module), nn.Identity()) if target == "onnx" else copy.deepcopy(module)
+
+    spec = ModelSpec("net", lambda: network, (TensorSpec("x", (1, 3, 4, 4)),), for_inference=other_for_onnx)
+    prepared = prepare(network, spec, ["coreml", "onnx", "tflite"])
+    assert prepared["coreml"] is prepared["tflite"] is not prepared["onnx"]
+
+
 def test_a_network_without_a_form_is_taken_as_it_is() -> None:
     network = nn.Conv2d(3, 4, 1)
     prepared = prepare(network, ModelSpec("net", lambda: network, (TensorSpec("x", (1, 3, 4, 4)),)), ["onnx", "tflite"])
