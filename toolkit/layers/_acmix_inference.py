@@ -86,7 +86,7 @@ class SharingACmix(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.q(x), self.k(x), self.v(x)
-        # A pooling of single pixels picks every stride-th: faster than a slice with a step where no delegate has either.
+        # A pooling of single pixels picks every stride-th: faster than a slice with a step where XNNPACK has neither.
         strided = q if self.stride == 1 else F.max_pool2d(q, 1, self.stride)
         y: Tensor = self.attention(strided, k, v) * self.scale + self.convolution(q, k, v)
         return y
