@@ -66,13 +66,15 @@ def l2_norm(call: Call) -> Tensor:
 def local_response_norm(call: Call) -> Tensor:
     """x / (k + alpha / size * sum of squares)^beta, the sum over `size` neighbouring channels.
 
-    Of an even size the additional neighbour is the one before, as in torch.
+    Of an even size the additional neighbour is the one before, as in torch.  The channels are the second axis; of
+    rank 3 the first one, as the values that Apple publishes for it have it (coremltools' test_normalization).
     """
     x, size = call.tensor("x"), call.integer("size")
-    if not 1 <= size <= 2 * x.shape[1] + 1:
-        raise call.refuse(f"'size' is {size} for {x.shape[1]} channels")
-    around = (0, 0) * (x.dim() - 2) + (size // 2, (size - 1) // 2)
-    squares = F.pad(x * x, around).unfold(1, size, 1)
-    total = call.sum(squares, [x.dim()])
+    if x.dim() < 3 or size < 1:
+        raise call.refuse(f"'size' is {size} and x has the shape {list(x.shape)}: it needs a window and rank 3 or more")
+    axis = 0 if x.dim() == 3 else 1
+    call.reserve((x.shape[axis] + size - 1, *x.shape[:axis], *x.shape[axis + 1 :]))
+    squares = F.pad((x * x).movedim(axis, -1), (size // 2, (size - 1) // 2)).unfold(-1, size, 1)
+    total = call.sum(squares, [x.dim()]).movedim(-1, axis)
     alpha, beta, k = call.number("alpha", 1e-4), call.number("beta", 0.75), call.number("k", 1.0)
     return x / (k + alpha / size * total) ** beta

@@ -11,6 +11,7 @@ from acmix.targets.mil.call import Call, operator
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
+    # There is no operand for its alpha and beta: coremltools' test_recurrent takes both as 1.
     "scaled_tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
     "hard_sigmoid": lambda x: torch.clamp(0.2 * x + 0.5, 0, 1),

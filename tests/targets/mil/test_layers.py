@@ -16,7 +16,7 @@ X1, X2, X3 = torch.randn(2, 4, 9), torch.randn(2, 4, 7, 10), torch.randn(1, 4, 5
 W1, W2, W3 = torch.randn(6, 4, 3), torch.randn(6, 2, 3, 4), torch.randn(5, 4, 2, 3, 2)
 WT = torch.randn(4, 3, 3, 4)
 B6, SMALL = torch.randn(6), torch.randn(2, 3, 5)
-SQUARE = torch.randn(1, 1, 5, 5)
+PLANES = torch.tensor([[[1.0, -7.0], [5.0, -6.0], [-3.0, -5.0]]])
 SEQUENCE, HIDDEN, CELL = torch.randn(3, 2, 4), torch.randn(2, 5), torch.randn(2, 5)
 G4, V4 = torch.rand(4) + 0.5, torch.rand(4) + 0.5
 Q, K, V = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 5, 8), torch.randn(2, 3, 5, 6)
@@ -140,6 +140,12 @@ CASES: dict[str, tuple[Mapping[str, Tensor], Callable[..., Any], Tensor]] = {
         {"x": X2},
         _op("local_response_norm", size=4, alpha=np.float32(0.3), k=np.float32(2)),
         F.local_response_norm(X2, 4, 0.3, 0.75, 2.0),
+    ),
+    # The values that coremltools' own test publishes: of rank 3, the first axis counts channels.
+    "local_response_norm_rank_3": (
+        {"x": PLANES},
+        _op("local_response_norm", size=2),
+        torch.tensor([[[0.99996257, -6.98716545], [4.99531746, -5.99191284], [-2.99898791, -4.99531746]]]),
     ),
     "linear": ({"x": SMALL}, _op("linear", weight=W65, bias=B6), F.linear(SMALL, W65, B6)),
     "matmul_transposed": ({"x": Q, "y": K}, _op("matmul", transpose_y=True), Q @ K.mT),

@@ -133,6 +133,8 @@ def test_a_norm_that_treats_copies_of_a_channel_differently_keeps_them() -> None
 class Inverse(nn.Module):
     """Infinite where a channel is zero."""
 
+    scale: Tensor
+
     def __init__(self, divides: bool) -> None:
         super().__init__()
         self.divides = divides
