@@ -138,8 +138,8 @@ def main() -> None:
                 large = image_of((1, FLOOR_CHANNELS, FLOOR_SIZE, FLOOR_SIZE), target)
                 samples = measure(target, files, [image, image, large], arguments.seconds)
                 results.append(Result(model, target, macs, *samples))
-                Console(stderr=True).print(table(results[-1:]))
-    Console().print(table(results))
+                Console(stderr=True, width=120).print(table(results[-1:]))
+    Console(width=120).print(table(results))
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(result) for result in results]), encoding="utf-8")
 
