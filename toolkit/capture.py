@@ -19,8 +19,8 @@ from acmix.toolkit.artifact import Preparation, WeightsOrigin
 from acmix.toolkit.checkpoint import read_checkpoint
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.prepare import Prepared, flat_tensors, prepare
-from acmix.toolkit.program import quiet
-from acmix.toolkit.rewrite import load_rewrites, rewrite
+from acmix.toolkit.program import copy_program, quiet
+from acmix.toolkit.rewrite import rewrite
 from acmix.toolkit.source import ModelSource, parameter_count, user_line
 from acmix.toolkit.spec import ModelSpec, TensorSpec
 from acmix.toolkit.target import Array
@@ -111,15 +111,14 @@ def capture(network: Network, targets: Sequence[str]) -> Captured:
     zeros = _zeros(spec)
     macs, named = _measure(network, zeros)
     prepared = prepare(network.module, spec, targets)
-    made: dict[object, TargetProgram] = {}
+    exported: dict[int, ExportedProgram] = {}
     programs: dict[str, TargetProgram] = {}
     for target, form in prepared.items():
-        # The rules change a program in place, and copies of a program lose names: export for each set of rules.
-        key = (id(form.module), tuple(rule.name for rule in load_rewrites(target)))
-        if key not in made:
-            made[key] = _program(network, form, zeros, target)
-        equal = (p for t, p in programs.items() if prepared[t] is form and p.preparation == made[key].preparation)
-        programs[target] = next(equal, made[key])
+        if id(form.module) not in exported:
+            exported[id(form.module)] = _export(form.module, zeros, network.source)
+        made = _rewritten(exported[id(form.module)], form, target)
+        equal = (p for t, p in programs.items() if prepared[t] is form and p.preparation == made.preparation)
+        programs[target] = next(equal, made)
     first = next(iter(named.values()))
     guessed = network.source.kind != "zoo" and first.dim() == 2 and first.shape[1] > 1
     classifies = spec.classifies or guessed
@@ -137,12 +136,12 @@ def _refuse_shared_names(inputs: Sequence[TensorSpec], outputs: Sequence[TensorS
     for name in {spec.name for spec in inputs} & {spec.name for spec in outputs}:
         raise UsageError(
             f"{name!r} is the name of an input and of an output; ONNX and Core ML need two.\n"
-            f"Name the input: --input other_name=1x3x224x224, or return a dict with another key."
+            "Name the input: --input other_name=1x3x224x224, or return a dict with another key."
         )
 
 
-def _program(network: Network, form: Prepared, zeros: tuple[Tensor, ...], target: str) -> TargetProgram:
-    program = _export(form.module, zeros, network.source)
+def _rewritten(exported: ExportedProgram, form: Prepared, target: str) -> TargetProgram:
+    program = copy_program(exported)
     applied = rewrite(program, target)
     _make_contiguous(program)
     program.validate()  # type: ignore[no-untyped-call]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import torch
 from torch.export import ExportedProgram
+from torch.export.graph_signature import TensorArgument
 
 from acmix.toolkit.errors import UsageError
 
@@ -35,6 +37,21 @@ def save_program(program: ExportedProgram, path: Path) -> None:
     """Write a program for the lowering processes."""
     with quiet():
         torch.export.save(program, path)
+
+
+def copy_program(program: ExportedProgram) -> ExportedProgram:
+    """A copy with weights of its own, so that rules can change either in place.
+
+    A deep copy names its nodes anew; the signature still has the old names, which are renamed here.
+    """
+    with quiet():
+        made = copy.deepcopy(program)
+    pairs = zip(program.graph.nodes, made.graph.nodes, strict=True)
+    names = {old.name: new.name for old, new in pairs}
+    for spec in (*made.graph_signature.input_specs, *made.graph_signature.output_specs):
+        if isinstance(spec.arg, TensorArgument):
+            spec.arg = TensorArgument(name=names[spec.arg.name])
+    return made
 
 
 RUNS_CODE = ("opaque_obj", "custom_obj", "aotinductor")

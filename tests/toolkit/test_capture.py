@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from acmix.toolkit import capture
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.layers.acmix import ACmix
-from acmix.toolkit.program import load_program, save_program
+from acmix.toolkit.program import copy_program, load_program, save_program
+from acmix.toolkit.rewrite import rewrite
 from acmix.toolkit.source import ModelSource, find_model, parse_input
 from acmix.toolkit.spec import ModelSpec, TensorSpec
 
@@ -150,6 +151,31 @@ def test_tables_that_are_views_are_laid_out_in_order() -> None:
     x = torch.randn(1, 3, 8, 4)
     torch.testing.assert_close(program.module()(x), module(x))
     assert not module.table.is_contiguous()
+
+
+def test_a_copied_program_can_be_rewritten_without_its_source(tmp_path: Path) -> None:
+    class Shadow(nn.Module):
+        """Its input has the name of a Python function, which a copy spells otherwise."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+
+        def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.roll(self.conv(input), 1, 3), input
+
+    x = torch.randn(1, 3, 8, 8)
+    module = Shadow().eval()
+    program = torch.export.export(module, (x,))
+    before, weights_before = str(program.graph), program.state_dict["conv.0.weight"].clone()
+    copied = copy_program(program)
+    assert {rule.name for rule in rewrite(copied)} >= {"fold_batch_norm", "roll"}
+    copied.validate()
+    save_program(copied, tmp_path / "copied.pt2")
+    for made in (program, copied, load_program(tmp_path / "copied.pt2")):
+        torch.testing.assert_close(made.module()(x), module(x))
+    assert str(program.graph) == before
+    assert torch.equal(program.state_dict["conv.0.weight"], weights_before)
 
 
 def test_a_random_seed_gives_the_same_network() -> None:
