@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 FACTORS = (1, 2, 4, 4)
@@ -90,18 +89,6 @@ class FirstLayer(nn.Module):
             x = layer(x)
             maps.append(x)
         return maps
-
-
-class ZeroPaddedMaxPool(nn.Module):
-    """MaxPool2d(3, 2, 1) of a map without negative values, such as a ReLU gives.
-
-    TFLite pads a max pool with minus infinity by PADV2, which XNNPACK leaves to a slow kernel; zeros it takes.
-    """
-
-    chosen_form = "max pool of a map padded with zeros"
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 2)
 
 
 class MultiScaleLayer(nn.Module):

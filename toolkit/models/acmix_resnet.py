@@ -85,18 +85,6 @@ class JoinedBottleneck(nn.Module):
         return F.relu(self.widen(torch.cat((y, kept), 1)))
 
 
-class ZeroPaddedPool(nn.Module):
-    """MaxPool2d(3, 2, 1) of values that are 0 or more, where zeros pad as well as -inf does.
-
-    The XNNPACK delegate takes no other padding before a pooling from TFLite.
-    """
-
-    chosen_form = "maximum of zero-padded windows"
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 2)
-
-
 class ACmixResNet(nn.Module):
     """Images [B, 3, H, W] to logits [B, classes].  depths: bottlenecks of the four stages, at 1/4 to 1/32."""
 
@@ -133,10 +121,7 @@ def for_inference(module: nn.Module, target: str, size: tuple[int, int] = (224, 
     """An equal network for one image of (height, width), every ACmix in its form for `target`."""
     weight = next(module.parameters())
     image = torch.zeros(1, 3, *size, dtype=weight.dtype, device=weight.device)
-    prepared = replace_layers(module, target, (image,))
-    if target == "tflite":
-        prepared.add_module("pool", ZeroPaddedPool())
-    return prepared
+    return replace_layers(module, target, (image,))
 
 
 def _at_size(spec: ModelSpec, size: tuple[int, int]) -> ModelSpec:

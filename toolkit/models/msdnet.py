@@ -5,7 +5,6 @@ Keys are those of the authors' PyTorch checkpoints, which L2W-DEN (Han et al., E
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from acmix.toolkit.models._msdnet_layers import Classifier, FirstLayer, MultiScaleLayer, Transition, ZeroPaddedMaxPool
+from acmix.toolkit.models._msdnet_layers import Classifier, FirstLayer, MultiScaleLayer, Transition
 from acmix.toolkit.spec import Claims, ModelSpec, TensorSpec, imagenet_preprocess
 
 CHANNELS = 32
@@ -79,17 +78,6 @@ class MSDNet(nn.Module):
         return tuple(logits)
 
 
-def for_inference(module: nn.Module, target: str) -> nn.Module:
-    """The same network, for TFLite with a stem that its delegate takes whole."""
-    assert isinstance(module, MSDNet)
-    form = copy.deepcopy(module)
-    if target == "tflite":
-        stem = form.get_submodule("blocks.0.0.layers.0")
-        assert isinstance(stem, nn.Sequential)
-        stem[3] = ZeroPaddedMaxPool()
-    return form
-
-
 def _spec(name: str, step: int, claims: Claims) -> ModelSpec:
     return ModelSpec(
         name=name,
@@ -97,7 +85,6 @@ def _spec(name: str, step: int, claims: Claims) -> ModelSpec:
         inputs=(TensorSpec("image", (1, 3, 224, 224), layout="nchw"),),
         outputs=tuple(f"exit_{i + 1}" for i in range(EXITS)),
         preprocess=imagenet_preprocess(224),
-        for_inference=for_inference,
         paper="https://arxiv.org/abs/1703.09844",
         claims=claims,
     )

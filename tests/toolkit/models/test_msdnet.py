@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acmix.toolkit.errors import UsageError
-from acmix.toolkit.models._msdnet_layers import Transition, ZeroPaddedMaxPool
-from acmix.toolkit.models.msdnet import MODELS, MSDNet, for_inference, scales_after
+from acmix.toolkit.models._msdnet_layers import Transition
+from acmix.toolkit.models.msdnet import MODELS, MSDNet, scales_after
+from acmix.toolkit.rewrite import rewrite
 from acmix.toolkit.source import at_inputs
 from acmix.toolkit.spec import TensorSpec
 from acmix.toolkit.weights import load_weights
@@ -157,16 +158,16 @@ def test_the_outputs_follow_from_the_keys_of_the_checkpoint(step: int, fill: Fil
 
 
 @pytest.mark.parametrize("target", ["tflite", "executorch"])
-def test_the_inference_form_is_the_same_network(target: str, fill: Fill) -> None:
+def test_the_captured_program_is_the_same_network(target: str, fill: Fill) -> None:
     network, x = small(), noise(1, 3, 96, 127)
     fill(network)
     # Below zero, zeros around a map would win: the batch norm before the ReLU makes sure that such values occur.
     assert bool((network.blocks[0][0].layers[0][:2](x) < 0).any())  # type: ignore[index]
-    form = for_inference(network, target)
-    assert all(torch.equal(a, b) for a, b in zip(form(x), network(x), strict=True))
-    zero_padded = any(isinstance(layer, ZeroPaddedMaxPool) for layer in form.modules())
-    assert zero_padded is (target == "tflite")
-    assert not any(isinstance(layer, ZeroPaddedMaxPool) for layer in network.modules())
+    program = torch.export.export(network.double(), (x,))
+    applied = {rule.name for rule in rewrite(program, target)}
+    for found, wanted in zip(program.module()(x), network(x), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    assert ("zero_padded_max" in applied) is (target == "tflite")
 
 
 def test_the_network_splits_at_its_exits() -> None:
