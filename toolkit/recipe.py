@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Precision = Literal["float32", "float16"]
+Precision = Literal["float32", "float16", "int16", "int8", "int4"]
 
 
 FLOOR_DB = 10.0
@@ -44,3 +44,13 @@ class Recipe:
     activations: Precision
     tolerance: Tolerance
     description: str = ""
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether anything of the file is held as integers with a scale."""
+        return self.weights.startswith("int")
+
+    @property
+    def needs_ranges(self) -> bool:
+        """Whether activations are integers, whose ranges only calibration finds."""
+        return self.activations.startswith("int")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from acmix.toolkit.ranges import QuantizedTensor, Ranges
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.spec import Preprocess, TensorSpec
 
@@ -69,6 +70,9 @@ class LoweringJob:
 
     inputs, outputs: the captured program's own, in its layout (nchw for images).
     options: the target's own, an instance of its `options` type.
+    ranges: of the program's tensors, where the recipe has integer activations.
+    kept_float: the nodes of the program that stay float in a quantized file.
+    samples_file: an .npz with the calibration inputs, one array an input, samples along the first axis; '' without.
     """
 
     model: str
@@ -78,6 +82,9 @@ class LoweringJob:
     options: Any
     preprocess: Preprocess | None = None
     labels: tuple[str, ...] = ()
+    ranges: Ranges | None = None
+    kept_float: tuple[str, ...] = ()
+    samples_file: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,7 @@ class Lowered:
     placement: where it is known only while lowering (ExecuTorch); otherwise Target.placement reads the file.
     nondeterminism: why two exports differ in bytes, or '' when they do not.
     half_arithmetic: the file computes in float16, so that more than its weights is rounded.
+    quantized: the activations that the file holds as integers.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -96,6 +104,7 @@ class Lowered:
     nondeterminism: str = ""
     half_arithmetic: bool = False
     details: dict[str, str] = field(default_factory=dict)
+    quantized: tuple[QuantizedTensor, ...] = ()
 
 
 class Target(Protocol):
