@@ -33,6 +33,16 @@ def export_model(
     photos: Annotated[
         Path | None, typer.Option("--photos", help="A folder of photos to prove the files on, beside the probes.")
     ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option("--calibration", help="For int8: a folder of photos, .npz, .npy, file.py:function, or 'builtin'."),
+    ] = None,
+    calibration_count: Annotated[
+        int | None, typer.Option("--calibration-count", help="At most so many samples calibrate (128).")
+    ] = None,
+    accept_calibration: Annotated[
+        bool, typer.Option("--accept-calibration", help="Calibrate on samples that the checks refuse.")
+    ] = False,
     preprocess: Annotated[
         str | None, typer.Option("--preprocess", help="'imagenet' or a TOML file; for your own models.")
     ] = None,
@@ -46,7 +56,8 @@ def export_model(
     ] = False,
     layout: Annotated[str | None, typer.Option("--layout", help="tflite: nhwc (default) or nchw.")] = None,
     minimum_deployment: Annotated[
-        str | None, typer.Option("--minimum-deployment", help="coreml: ios15, ios16 (default), ios17 or ios18.")
+        str | None,
+        typer.Option("--minimum-deployment", help="coreml: ios15, ios16 (default), ios17 (default for w8a8) or ios18."),
     ] = None,
     image_input: Annotated[
         bool, typer.Option("--image-input", help="coreml: take an image, with the preprocessing baked in.")
@@ -58,14 +69,18 @@ def export_model(
         bool, typer.Option("--half-arithmetic", help="executorch float16: compute in float16 too; less exact.")
     ] = False,
     opset: Annotated[int | None, typer.Option("--opset", help="onnx: the operator set.")] = None,
+    exits: Annotated[
+        str | None, typer.Option("--exits", help="Adaptive models: accuracy=0.5 (default), cost=MS, rates=0.6,0.4 ...")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Export a model: capture once, lower to every target, prove each saved file."""
     from acmix.apps import requests
+    from acmix.toolkit.adaptive import find
 
     flags = requests.ExportFlags(
         model, target, precision, weights, tuple(inputs or ()), out, overwrite, photos, preprocess, labels, seed,
-        min_snr, require_full_delegation,
+        min_snr, require_full_delegation, calibration, calibration_count, accept_calibration,
     )  # fmt: skip
     target_flags = {
         "layout": layout,
@@ -75,7 +90,12 @@ def export_model(
         "half_arithmetic": half_arithmetic or None,
         "opset": opset,
     }
-    request = requests.export_request(flags, {k: v for k, v in target_flags.items() if v is not None})
+    given = {k: v for k, v in target_flags.items() if v is not None}
+    if find.names_adaptive(model) or exits is not None:
+        from acmix.apps import adaptive
+
+        raise typer.Exit(adaptive.export(flags, given, exits, as_json))
+    request = requests.export_request(flags, given)
     results = _run_export(request)
     if as_json:
         print_json("export", outcomes=[requests.outcome_record(r) for r in results])
@@ -95,6 +115,8 @@ def _run_export(request: ExportRequest) -> list[Outcome]:
             "Right for timing and placement, useless for classifying. Give a checkpoint: --weights FILE.",
             style="bold red",
         )
+    for remark in request.calibrator.remarks if request.calibrator else ():
+        screen.print(f"calibration: {remark}", style="yellow")
     with StageLines(screen) as lines:
         return pipeline.export(request, lines.progress)
 

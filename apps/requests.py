@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from acmix.toolkit import catalog
 from acmix.toolkit.errors import UsageError
+from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.request import ExportRequest, Outcome, TargetRequest
 from acmix.toolkit.source import ModelSource, find_model, parse_input
+
+if TYPE_CHECKING:
+    from acmix.toolkit.quantized import Calibrator
 
 PHOTOS_IN_PROOF = 32
 
@@ -34,6 +38,9 @@ class ExportFlags:
     seed: int = 0
     min_snr: str | None = None
     require_full_delegation: bool = False
+    calibration: str | None = None
+    calibration_count: int | None = None
+    accept_calibration: bool = False
 
 
 def export_request(flags: ExportFlags, target_flags: dict[str, Any]) -> ExportRequest:
@@ -69,7 +76,35 @@ def export_request(flags: ExportFlags, target_flags: dict[str, Any]) -> ExportRe
         flags.overwrite,
         min_snr,
         flags.require_full_delegation,
+        _calibrator(flags, recipe, source),
     )
+
+
+def _calibrator(flags: ExportFlags, recipe: Recipe, source: ModelSource) -> Calibrator | None:
+    """Checked calibration samples, where the recipe needs them; raises UsageError without, and for unfit ones."""
+    if not recipe.needs_ranges:
+        if flags.calibration is not None:
+            raise UsageError(
+                f"--calibration finds the ranges of integer activations, and {recipe.name!r} has none.\n"
+                "Leave it out, or ask for --precision w8a8."
+            )
+        return None
+    if flags.calibration is None:
+        raise UsageError(
+            f"--precision {recipe.name} needs calibration: photos like those that the model will see.\n"
+            "Give --calibration FOLDER (or .npz, .npy, file.py:function), or say --calibration builtin for the few "
+            "photos that come with acmix."
+        )
+    from acmix.calibration.calibrate import SampleCalibrator
+    from acmix.calibration.checks import check_samples, require_fit
+    from acmix.calibration.sources import DEFAULT_COUNT, read_calibration
+
+    spec = source.spec
+    count = DEFAULT_COUNT if flags.calibration_count is None else flags.calibration_count
+    samples = read_calibration(flags.calibration, spec.inputs, spec.preprocess, count, flags.seed)
+    findings = check_samples(samples, spec.inputs, spec.preprocess)
+    require_fit(findings, flags.calibration, flags.accept_calibration)
+    return SampleCalibrator(samples, tuple(f.sentence for f in findings))
 
 
 def _source(flags: ExportFlags) -> ModelSource:

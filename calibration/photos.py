@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from acmix.calibration.selection import spread
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.spec import Preprocess
 from acmix.toolkit.target import Array
@@ -20,16 +21,22 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
-def pixels(photo: Path, preprocess: Preprocess) -> Array:
-    """The photo resized and cropped: uint8 [H, W, 3], RGB.
-
-    Raises UsageError when the file is no photo that Pillow reads.
-    """
+def decode(photo: Path) -> Image.Image:
+    """The photo as it was taken, RGB.  Raises UsageError when the file is no photo that Pillow reads."""
     try:
         with Image.open(photo) as opened:
-            image = opened.convert("RGB")
+            return opened.convert("RGB")
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
         raise UsageError(f"{photo} is not a readable photo: {error}\nRemove it from the folder.") from error
+
+
+def pixels(photo: Path, preprocess: Preprocess) -> Array:
+    """The photo resized and cropped: uint8 [H, W, 3], RGB.  Raises UsageError like decode."""
+    return cropped(decode(photo), preprocess)
+
+
+def cropped(image: Image.Image, preprocess: Preprocess) -> Array:
+    """The middle of an image after its short side was resized: uint8 [H, W, 3]."""
     width, height = image.size
     scale = preprocess.resize_short / min(width, height)
     crop_height, crop_width = preprocess.crop
@@ -72,13 +79,14 @@ class PhotoFolder:
     def __iter__(self) -> Iterator[tuple[Array, ...]]:
         return ((normalise(pixels(file, self.preprocess), self.preprocess),) for file in self.files)
 
+    def pick(self, positions: Sequence[int]) -> PhotoFolder:
+        """The photos at these positions."""
+        labels = tuple(self.labels[i] for i in positions) if self.labels is not None else None
+        return replace(self, files=tuple(self.files[i] for i in positions), labels=labels)
+
     def first(self, count: int) -> PhotoFolder:
         """At most `count` photos, spread evenly over the folder so that many classes are seen."""
-        if count >= len(self.files):
-            return self
-        chosen = [i * len(self.files) // count for i in range(count)]
-        labels = tuple(self.labels[i] for i in chosen) if self.labels is not None else None
-        return replace(self, files=tuple(self.files[i] for i in chosen), labels=labels)
+        return self if count >= len(self) else self.pick(spread(len(self), count))
 
 
 def read_photo_folder(folder: Path, preprocess: Preprocess | None) -> PhotoFolder:

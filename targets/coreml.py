@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import platform
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,22 +11,31 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from acmix.targets.formats import coreml_package
+from acmix.targets.formats import coreml_package, coreml_placement
 from acmix.targets.formats.coreml_converter import coremltools, quiet
 from acmix.targets.formats.metadata import description, metadata
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.spec import Preprocess, TensorSpec
-from acmix.toolkit.target import Array, Lowered, LoweringJob, Operator, Placement, Runner, Target
+from acmix.toolkit.target import Array, Lowered, LoweringJob, Placement, Runner, Tap, Target
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 NOT_HERE = "Core ML's runtime exists on macOS and iOS only"
-UNDETERMINED = "Core ML decides on the device between CPU, GPU and Neural Engine; a Mac with macOS 14.4 can ask it"
 FLOAT16_NOTE = (
     "weights and arithmetic are float16, inputs and outputs stay float32 so that every target has one interface"
 )
+OLDEST = {
+    ("float32", "float32"): "ios16",
+    ("float16", "float16"): "ios16",
+    ("int8", "float32"): "ios17",
+    ("int4", "float32"): "ios16",
+    ("int8", "int8"): "ios17",
+}
+"""Weights and activations, and the system that minimum_deployment 'auto' means with them."""
+PALETTE_LEAST_WEIGHTS = 2048
+"""Smaller weights stay float16: a table would cost what it saves."""
 IMAGE_NOTE = (
     "takes RGB pixels of 0 to 255 as an image; (pixel - mean) / std, one mean and one std per channel, "
     "is part of the program"
@@ -39,9 +46,12 @@ SPEC_DTYPES = {65568: "float32", 65552: "float16", 131104: "int32"}
 
 @dataclass(frozen=True)
 class CoreMLOptions:
-    """minimum_deployment: the oldest system that may load it.  image_input: pixels in, preprocessing inside."""
+    """minimum_deployment: the oldest system that may load it; auto is ios16, or what the recipe needs.
 
-    minimum_deployment: Literal["ios15", "ios16", "ios17", "ios18"] = "ios16"
+    image_input: pixels in, preprocessing inside.
+    """
+
+    minimum_deployment: Literal["auto", "ios15", "ios16", "ios17", "ios18"] = "auto"
     image_input: bool = False
 
 
@@ -53,12 +63,20 @@ class CoreMLTarget:
     suffix: str = ".mlpackage"
     distributions: tuple[str, ...] = ("coremltools",)
     options: type[CoreMLOptions] = CoreMLOptions
+    quantization: Literal["pairs"] = "pairs"
 
     def refuses(self, recipe: Recipe, options: Any) -> str | None:
-        if recipe.weights != recipe.activations or recipe.weights not in ("float32", "float16"):
+        pair = (recipe.weights, recipe.activations)
+        if pair not in OLDEST:
+            nearest = "w8a8" if recipe.is_quantized else "float32 or float16"
             return (
                 f"recipe '{recipe.name}' asks Core ML for {recipe.weights} weights with {recipe.activations} "
-                "activations; float32 or float16 for both works: use the recipe float32 or float16."
+                f"activations, which its operators do not take: use the recipe {nearest}."
+            )
+        if recipe.is_quantized and "ios" < options.minimum_deployment < OLDEST[pair]:
+            return (
+                f"recipe '{recipe.name}' needs {OLDEST[pair]} or later, and --minimum-deployment says "
+                f"{options.minimum_deployment}: leave it out, or ask for {OLDEST[pair]}."
             )
         return None
 
@@ -72,22 +90,25 @@ class CoreMLTarget:
         coremltools()
 
     def lower(self, program: ExportedProgram, job: LoweringJob, file: Path) -> Lowered:
-        notes = [FLOAT16_NOTE] if job.recipe.weights == "float16" else []
+        half = job.recipe.weights != "float32"
+        notes = [FLOAT16_NOTE] if half else []
         if job.options.image_input:
             program = with_pixels(program, _image_preprocess(job))
             notes.append(IMAGE_NOTE)
         with quiet():
             model = _converted(program, job)
+            if job.recipe.weights == "int4":
+                model = _with_palettes(model)
             model.save(str(file))
         specification = model.get_spec()
         _describe(specification, job)
+        _seal_weights(specification, file)
         coreml_package.write_specification(file, specification)
         inputs, outputs = _interface(specification, job)
         details = {
-            "minimum_deployment": job.options.minimum_deployment,
+            "minimum_deployment": _deployment(job),
             "specification_version": str(specification.specificationVersion),
         }
-        half = job.recipe.weights == "float16"
         return Lowered(inputs, outputs, tuple(notes), half_arithmetic=half, details=details)
 
     @contextlib.contextmanager
@@ -115,7 +136,8 @@ class CoreMLTarget:
         """The saved package by the definition of its operators, on any machine: exact about numbers, not about time."""
         from acmix.targets.mil import load_package
 
-        model = load_package(file)
+        # The artifact's digests say whether its weights are those that were exported.
+        model = load_package(file, check_weights=False)
         described = coreml_package.read_specification(file).description
 
         def run(arrays: Sequence[Array]) -> list[Array]:
@@ -126,55 +148,12 @@ class CoreMLTarget:
         yield run
 
     def placement(self, file: Path) -> Placement:
-        specification = coreml_package.read_specification(file)
-        shapes = coreml_package.shapes_of(specification)
-        planned = _can_plan()
-        devices = _planned_devices(file) if planned else {}
-        operators = tuple(
-            _operator(operation, coreml_package.macs(operation, shapes), devices)
-            for operation in coreml_package.operations(specification)
-        )
-        how = "Core ML's compute plan on this Mac" if planned else "the specification, which leaves it to the device"
-        return Placement(operators, determined_by=how)
+        return coreml_placement.placement(file)
 
+    def tap(self, file: Path, copy: Path) -> tuple[Tap, ...]:
+        from acmix.targets.formats import coreml_taps
 
-def _operator(operation: Any, macs: int, devices: dict[str, str]) -> Operator:
-    name = operation.outputs[0].name
-    device = devices.get(name)
-    return Operator(
-        kind=operation.type,
-        name=name,
-        runs_on=device or "undetermined",
-        delegated=None if device is None else device != "CPU",
-        reason=UNDETERMINED if device is None else "",
-        macs=macs,
-        changes_layout=operation.type == "transpose",
-    )
-
-
-def _can_plan() -> bool:
-    """Whether this machine has MLComputePlan: macOS 14.4 or later."""
-    release = tuple(int(part) for part in platform.mac_ver()[0].split(".") if part)
-    return sys.platform == "darwin" and release >= (14, 4)
-
-
-def _planned_devices(file: Path) -> dict[str, str]:
-    """CPU, GPU or NeuralEngine for every operation that Core ML's plan names, by its first output."""
-    ct = coremltools()
-    from coremltools.models.compute_plan import MLComputePlan
-
-    compiled = ct.models.utils.compile_model(str(file))
-    try:
-        plan = MLComputePlan.load_from_path(compiled, compute_units=ct.ComputeUnit.ALL)
-        devices: dict[str, str] = {}
-        for operation in plan.model_structure.program.functions["main"].block.operations:
-            usage = plan.get_compute_device_usage_for_mlprogram_operation(operation)
-            if usage is not None and operation.outputs:
-                kind = type(usage.preferred_compute_device).__name__
-                devices[operation.outputs[0].name] = kind.removeprefix("ML").removesuffix("ComputeDevice")
-        return devices
-    finally:
-        shutil.rmtree(compiled, ignore_errors=True)
+        return coreml_taps.tap(file, copy)
 
 
 def _image_preprocess(job: LoweringJob) -> Preprocess:
@@ -225,6 +204,19 @@ def with_pixels(program: ExportedProgram, preprocess: Preprocess) -> ExportedPro
     return torch.export.export(Pixels(), (torch.zeros(example.shape),))
 
 
+def _deployment(job: LoweringJob) -> str:
+    asked: str = job.options.minimum_deployment
+    return OLDEST[job.recipe.weights, job.recipe.activations] if asked == "auto" else asked
+
+
+def _with_palettes(model: Any) -> Any:
+    """Every weight from a table of 16 values, found by k-means."""
+    from coremltools.optimize import coreml as optimize
+
+    palettes = optimize.OpPalettizerConfig(mode="kmeans", nbits=4, weight_threshold=PALETTE_LEAST_WEIGHTS)
+    return optimize.palettize_weights(model, optimize.OptimizationConfig(global_config=palettes))
+
+
 def _converted(program: ExportedProgram, job: LoweringJob) -> Any:
     ct = coremltools()
     if job.options.image_input:
@@ -234,13 +226,14 @@ def _converted(program: ExportedProgram, job: LoweringJob) -> Any:
         inputs = [
             ct.TensorType(name=spec.name, shape=spec.shape, dtype=np.dtype(spec.dtype).type) for spec in job.inputs
         ]
-    precision = ct.precision.FLOAT16 if job.recipe.weights == "float16" else ct.precision.FLOAT32
+    # Integers too stand in float16: the Neural Engine takes no float32.
+    precision = ct.precision.FLOAT32 if job.recipe.weights == "float32" else ct.precision.FLOAT16
     return ct.convert(
         program.run_decompositions({}),
         convert_to="mlprogram",
         inputs=inputs,
         outputs=[ct.TensorType(name=spec.name, dtype=np.dtype(spec.dtype).type) for spec in job.outputs],
-        minimum_deployment_target=getattr(ct.target, job.options.minimum_deployment.replace("ios", "iOS")),
+        minimum_deployment_target=getattr(ct.target, _deployment(job).replace("ios", "iOS")),
         compute_precision=precision,
         skip_model_load=True,
     )
@@ -256,6 +249,15 @@ def _describe(specification: Any, job: LoweringJob) -> None:
     texts.userDefined.pop(CONVERSION_DATE, None)
     for key, text in metadata(job).items():
         texts.userDefined[key] = text
+
+
+def _seal_weights(specification: Any, file: Path) -> None:
+    """Let the package tell a changed weight: Core ML's format has no checksum of its own."""
+    from acmix.targets.mil.weights import FINGERPRINT_KEY, fingerprint
+
+    weights = file / coreml_package.WEIGHTS
+    if weights.exists():
+        specification.description.metadata.userDefined[FINGERPRINT_KEY] = fingerprint(weights.read_bytes())
 
 
 def _interface(specification: Any, job: LoweringJob) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

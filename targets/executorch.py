@@ -19,7 +19,7 @@ import numpy as np
 from acmix.targets.formats.metadata import description, metadata
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.recipe import Recipe
-from acmix.toolkit.target import Array, Lowered, LoweringJob, Placement, Runner, Target
+from acmix.toolkit.target import Array, Lowered, LoweringJob, Placement, Runner, Tap, Target
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -38,6 +38,8 @@ FLOAT16_DELEGATE_NOTES = {
     "coreml": "Core ML computes and stores weights as float16; inputs and outputs stay float32",
     "vulkan": "Vulkan computes and stores weights as float16 (force_fp16); inputs and outputs stay float32",
 }
+PRECISIONS = frozenset({("float32", "float32"), ("float16", "float16"), ("int8", "int8")})
+"""Of weights and activations."""
 NONDETERMINISM = {"coreml": "ExecuTorch gives each Core ML model inside the file a random identifier"}
 _open_runners: list[Path] = []
 """Files whose runner is open: they share one thread pool, which must not be replaced under them."""
@@ -64,12 +66,19 @@ class ExecuTorch:
     distributions: tuple[str, ...] = ("executorch", "torch", "torchao")
     options: type[ExecuTorchOptions] = ExecuTorchOptions
     reference: None = None
+    quantization: Literal["pairs"] = "pairs"
 
     def refuses(self, recipe: Recipe, options: Any) -> str | None:
-        if recipe.weights != recipe.activations or recipe.weights not in ("float32", "float16"):
+        if (recipe.weights, recipe.activations) not in PRECISIONS:
+            nearest = "w8a8" if recipe.is_quantized else "float32 or float16"
             return (
                 f"recipe '{recipe.name}' asks ExecuTorch for {recipe.weights} weights with {recipe.activations} "
-                "activations; float32 or float16 for both works: use the recipe float32 or float16."
+                f"activations, for which XNNPACK has no convolution: use the recipe {nearest}."
+            )
+        if recipe.is_quantized and options.delegate != "xnnpack":
+            return (
+                f"recipe '{recipe.name}' is lowered for XNNPACK only, not for {BACKENDS[options.delegate]}: "
+                "leave --delegate out."
             )
         if options.half_arithmetic and (options.delegate != "xnnpack" or recipe.weights != "float16"):
             return (
@@ -153,6 +162,11 @@ class ExecuTorch:
         from acmix.targets.formats.executorch_placement import file_placement
 
         return file_placement(file)
+
+    def tap(self, file: Path, copy: Path) -> tuple[Tap, ...]:
+        from acmix.targets.formats import executorch_taps
+
+        return executorch_taps.tap(file, copy)
 
 
 def constant_methods(job: LoweringJob) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -19,19 +19,25 @@ from acmix.targets.formats.metadata import description, metadata
 from acmix.toolkit import float16
 from acmix.toolkit.errors import GateError, UsageError
 from acmix.toolkit.recipe import Recipe
-from acmix.toolkit.target import Array, Lowered, LoweringJob, Operator, Placement, Runner, Target
+from acmix.toolkit.target import Array, Lowered, LoweringJob, Operator, Placement, Runner, Tap, Target
 
 if TYPE_CHECKING:
     import onnx
     from torch.export import ExportedProgram
 
 OPSETS = range(18, 24)
+PRECISIONS = frozenset({("float32", "float32"), ("float16", "float16"), ("int8", "float32"), ("int8", "int8")})
+"""Of weights and activations."""
 PROVIDER = "CPUExecutionProvider"
 SIMPLIFIED_SNR_DB = 80.0
 
 FLOAT16_NOTE = (
     "float16: {cast} weight tensors are stored as float16; depthwise filters, the first convolution's, biases, "
     "inputs and outputs stay float32, and so does the arithmetic"
+)
+INTEGERS_NOTE = (
+    "int8: activations are stored as uint8, the same integers plus 128: ONNX Runtime's x86 kernels fuse those; "
+    "weights are int8, inputs and outputs stay float32"
 )
 
 
@@ -51,6 +57,7 @@ class OnnxTarget:
     distributions: tuple[str, ...] = ("onnx", "onnxscript", "onnxsim", "onnxruntime")
     options: type[OnnxOptions] = OnnxOptions
     reference: None = None
+    quantization: Literal["pairs"] = "pairs"
 
     def refuses(self, recipe: Recipe, options: Any) -> str | None:
         if options.opset not in OPSETS:
@@ -58,10 +65,11 @@ class OnnxTarget:
                 f"ONNX opset {options.opset} is not written here: {OPSETS[0]} to {OPSETS[-1]} are; "
                 f"{OnnxOptions.opset} loads in the most runtimes."
             )
-        if recipe.weights != recipe.activations or recipe.weights not in ("float32", "float16"):
+        if (recipe.weights, recipe.activations) not in PRECISIONS:
+            nearest = "w8 or w8a8" if recipe.is_quantized else "float32 or float16"
             return (
                 f"recipe '{recipe.name}' asks ONNX for {recipe.weights} weights with {recipe.activations} "
-                "activations; float32 or float16 for both works: use the recipe float32 or float16."
+                f"activations, which ONNX Runtime has no fast kernel for: use the recipe {nearest}."
             )
         return None
 
@@ -81,6 +89,11 @@ class OnnxTarget:
         notes: list[str] = []
         if job.recipe.weights == "float16":
             notes += _float16_notes(*onnx_graph.halve_weights(model))
+        if job.recipe.needs_ranges:
+            from acmix.targets.formats import onnx_quantization
+
+            onnx_quantization.fit_kernels(model)
+            notes.append(INTEGERS_NOTE)
         inputs, outputs = onnx_graph.interface(model, job.inputs, job.outputs)
         _describe(model, job)
         file.write_bytes(model.SerializeToString(deterministic=True))
@@ -119,6 +132,11 @@ class OnnxTarget:
             if node.op_type != "Constant"
         )
         return Placement(operators, partitions=1, determined_by=onnx_graph.what_became(model, kernels))
+
+    def tap(self, file: Path, copy: Path) -> tuple[Tap, ...]:
+        from acmix.targets.formats import onnx_taps
+
+        return onnx_taps.tap(file, copy)
 
 
 def _converted(program: ExportedProgram, job: LoweringJob) -> onnx.ModelProto:

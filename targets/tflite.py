@@ -13,16 +13,20 @@ import numpy as np
 
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.spec import TensorSpec
-from acmix.toolkit.target import Array, Lowered, LoweringJob, Placement, Runner, Target
+from acmix.toolkit.target import Array, Lowered, LoweringJob, Placement, Runner, Tap, Target
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+
+    from acmix.targets.formats.tflite_quantization import Quantized
 
 FLOAT16_NOTE = (
     "float16: {cast} weight tensors are stored as float16; depthwise filters, the first convolution's, biases, "
     "inputs and outputs stay float32, and so does the arithmetic, unless the app asks its delegate for float16"
 )
 
+PRECISIONS = frozenset({("float32", "float32"), ("float16", "float16"), ("int8", "float32"), ("int8", "int8")})
+"""Of weights and activations: what XNNPACK runs in one partition."""
 
 Layout = Literal["nhwc", "nchw"]
 
@@ -49,14 +53,15 @@ class TFLite:
     )
     options: type[TFLiteOptions] = TFLiteOptions
     reference: None = None
+    quantization: Literal["ranges"] = "ranges"
 
     def refuses(self, recipe: Recipe, options: Any) -> str | None:
-        if recipe.weights == recipe.activations and recipe.weights in ("float32", "float16"):
+        if (recipe.weights, recipe.activations) in PRECISIONS:
             return None
-        return (
-            f"recipe '{recipe.name}' asks TFLite for {recipe.weights} weights with {recipe.activations} activations; "
-            "float32 or float16 for both works: use the recipe float32 or float16."
-        )
+        asked = f"recipe '{recipe.name}' asks TFLite for {recipe.weights} weights with {recipe.activations} activations"
+        if recipe.activations == "int16":
+            return f"{asked}; XNNPACK takes none of its operators, which is some 30 times slower: use the recipe w8a8."
+        return f"{asked}; use the recipe {'w8' if recipe.is_quantized else 'float32 or float16'}."
 
     def cannot_run_here(self, options: Any) -> str | None:
         if importlib.util.find_spec("ai_edge_litert") is not None:
@@ -78,10 +83,11 @@ class TFLite:
         inputs = tuple(_in_file(s, job.options) for s in job.inputs)
         outputs = tuple(_in_file(s, job.options) for s in job.outputs)
         content = tflite_conversion.convert(program, _changed(job.inputs, inputs), _changed(job.outputs, outputs))
-        model = tflite_flatbuffer.read_model(content)
+        made = _quantized(content, program, job, inputs) if job.recipe.is_quantized else None
+        model = tflite_flatbuffer.read_model(made.content if made else content)
         tflite_flatbuffer.name_interface(model, [s.name for s in inputs], [s.name for s in outputs])
         inputs, outputs = tflite_flatbuffer.interface(model, inputs, outputs)
-        notes = _half_precision(model) if job.recipe.weights == "float16" else ()
+        notes = _half_precision(model) if job.recipe.weights == "float16" else made.notes if made else ()
         described = tflite_metadata.metadata(
             job.model, description(job), inputs, outputs, job.preprocess, len(job.labels)
         )
@@ -89,7 +95,8 @@ class TFLite:
         tflite_flatbuffer.add_metadata(model, tflite_metadata.EXTRA_ENTRY, tflite_metadata.extra(metadata(job)))
         whole = tflite_flatbuffer.write_model(model)
         file.write_bytes(tflite_metadata.append_labels(whole, job.labels) if job.labels else whole)
-        return Lowered(inputs, outputs, notes, details=tflite_flatbuffer.details(model))
+        details = tflite_flatbuffer.details(model)
+        return Lowered(inputs, outputs, notes, details=details, quantized=made.tensors if made else ())
 
     @contextmanager
     def runner(self, file: Path, threads: int) -> Iterator[Runner]:
@@ -114,6 +121,11 @@ class TFLite:
 
         return tflite_placement.placement(file)
 
+    def tap(self, file: Path, copy: Path) -> tuple[Tap, ...]:
+        from acmix.targets.formats import tflite_taps
+
+        return tflite_taps.tap(file, copy)
+
 
 def _in_file(spec: TensorSpec, options: TFLiteOptions) -> TensorSpec:
     if options.layout == "nchw" or spec.layout != "nchw" or len(spec.shape) != 4:
@@ -124,6 +136,17 @@ def _in_file(spec: TensorSpec, options: TFLiteOptions) -> TensorSpec:
 
 def _changed(captured: Sequence[TensorSpec], wanted: Sequence[TensorSpec]) -> list[bool]:
     return [c.layout != w.layout for c, w in zip(captured, wanted, strict=True)]
+
+
+def _quantized(content: bytes, program: ExportedProgram, job: LoweringJob, stored: tuple[TensorSpec, ...]) -> Quantized:
+    from acmix.targets.formats import tflite_quantization
+    from acmix.targets.formats.tflite_quant_values import Watch
+    from acmix.toolkit.quantize import graph_module
+
+    if not job.recipe.needs_ranges:
+        return tflite_quantization.quantize_weights(content, job)
+    watch = Watch(content, job.inputs, stored)
+    return tflite_quantization.quantize(content, job, watch, graph_module(program).graph)
 
 
 def _half_precision(model: Any) -> tuple[str, ...]:

@@ -12,11 +12,12 @@ import msgspec
 
 from acmix.toolkit import catalog
 from acmix.toolkit.errors import UsageError
+from acmix.toolkit.ranges import KeptFloat, Observer
 from acmix.toolkit.recipe import Recipe, Tolerance
 from acmix.toolkit.rewrite import AppliedRewrite
 from acmix.toolkit.spec import Preprocess, TensorSpec
 from acmix.toolkit.target import ExecutedBy, Placement, executor
-from acmix.toolkit.verify import Proof
+from acmix.toolkit.verify import Proof, SampleSet
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -96,6 +97,31 @@ class Preparation:
 
 
 @dataclass(frozen=True)
+class CalibrationRecord:
+    """Where the ranges of the activations came from."""
+
+    observer: Observer
+    samples: SampleSet
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What of the file is integers, how that was found, and what stays float.
+
+    layers: those with int8 weights. tensors: activations held as integers. calibration: None where only weights are.
+    conversion: the tolerance against the simulation. probe_bounds: lowest and highest value of each input's probes.
+    """
+
+    layers: int
+    tensors: int
+    calibration: CalibrationRecord | None
+    repairs: tuple[str, ...]
+    kept_float: tuple[KeptFloat, ...]
+    conversion: Tolerance
+    probe_bounds: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Manifest:
     """manifest.json: everything that is known of an artifact. docs/manifest.md explains it."""
 
@@ -120,6 +146,7 @@ class Manifest:
     log: str
     seed: int = 0
     pixel_grid: bool = False
+    quantization: Quantization | None = None
     schema_version: int = SCHEMA_VERSION
 
 

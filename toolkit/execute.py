@@ -31,7 +31,10 @@ class Interface:
 
 @dataclass(frozen=True)
 class Reference:
-    """Eager float32 on one sample."""
+    """One sample, and what comes out of eager float32, or of a simulation of integers.
+
+    attainable_db: what the network keeps of each output under the roundings that nobody can help.
+    """
 
     identifier: str
     inputs: tuple[Array, ...]
@@ -80,9 +83,13 @@ def run_sample(session: Session, inputs: Sequence[Array], interface: Interface) 
 def compare(session: Session, references: Iterable[Reference], interface: Interface) -> Iterator[list[Compared]]:
     """Run every reference sample; one comparison an output."""
     for reference in references:
-        found = run_sample(session, reference.inputs, interface)
-        parts = zip(reference.outputs, found, reference.attainable_db, strict=True)
-        yield [Compared(reference.identifier, wanted, got, attainable) for wanted, got, attainable in parts]
+        yield compared(reference, run_sample(session, reference.inputs, interface))
+
+
+def compared(reference: Reference, found: Sequence[Array]) -> list[Compared]:
+    """What one sample gave beside what it should give; one comparison an output."""
+    parts = zip(reference.outputs, found, reference.attainable_db, strict=True)
+    return [Compared(reference.identifier, wanted, got, attainable) for wanted, got, attainable in parts]
 
 
 def relaxed(recipe: Recipe, half_arithmetic: bool) -> Recipe:

@@ -22,6 +22,7 @@ import msgspec
 
 from acmix.toolkit import catalog
 from acmix.toolkit.errors import AcmixError, GateError, UsageError
+from acmix.toolkit.ranges import load_ranges
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.session import private_stdout
 from acmix.toolkit.spec import Preprocess, TensorSpec
@@ -43,6 +44,9 @@ class LoweringRequest:
     options: dict[str, Any]
     preprocess: Preprocess | None = None
     labels: tuple[str, ...] = ()
+    ranges: str = ""
+    kept_float: tuple[str, ...] = ()
+    samples_file: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,9 @@ def _lower(target_name: str, request: LoweringRequest) -> LoweringAnswer:
         msgspec.convert(request.options, target.options),
         request.preprocess,
         request.labels,
+        load_ranges(Path(request.ranges)) if request.ranges else None,
+        request.kept_float,
+        request.samples_file,
     )
     try:
         lowered = target.lower(load_program(Path(request.program)), job, Path(request.file))

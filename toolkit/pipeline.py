@@ -9,30 +9,27 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import psutil
 
 from acmix.toolkit import catalog, machine
-from acmix.toolkit.artifact import ModelRecord
+from acmix.toolkit.crosscheck import cross_check
 from acmix.toolkit.errors import DISK_FULL, AcmixError, UsageError
-from acmix.toolkit.execute import Interface, Reference, compare, relaxed, snapped, tolerances
+from acmix.toolkit.execute import Interface, compared, relaxed, run_sample, tolerances
+from acmix.toolkit.expect import Expected, expect
 from acmix.toolkit.lower import LoweringRequest, start_lowering
 from acmix.toolkit.recipe import Tolerance
 from acmix.toolkit.request import ExportRequest, Outcome, TargetRequest, refuse_early
-from acmix.toolkit.samples import Probes, Samples
-from acmix.toolkit.seal import Finished, Shared, judge, seal
+from acmix.toolkit.seal import Finished, judge, seal
 from acmix.toolkit.session import SessionRequest, open_session
-from acmix.toolkit.spec import Preprocess, TensorSpec
-from acmix.toolkit.target import Array, Lowered, Placement, executor
-from acmix.toolkit.verify import Proof, SampleSet, prove
-
-if TYPE_CHECKING:
-    from acmix.toolkit.conditioning import Attainable
+from acmix.toolkit.share import Shared, share
+from acmix.toolkit.target import Lowered, Placement, executor
+from acmix.toolkit.verify import Proof, prove, with_conversion
 
 Stage = Literal["capture", "wait", "lower", "verify", "done", "failed"]
 Progress = Callable[[str, Stage, float], None]
@@ -71,7 +68,8 @@ def export(request: ExportRequest, progress: Progress) -> list[Outcome]:
     ):
         futures = [pool.submit(_export_one, run, target) for target in request.targets]
         try:
-            run.shared.set_result(_capture(request, Path(scratch), progress))
+            progress("", "capture", 0.0)
+            run.shared.set_result(share(request, Path(scratch)))
             return [future.result() for future in futures]
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -98,81 +96,6 @@ def _stop(run: _Run, error: BaseException) -> None:
             child.kill()
 
 
-def _capture(request: ExportRequest, scratch: Path, progress: Progress) -> Shared:
-    # Imported here: torch takes seconds, and the converters are starting meanwhile.
-    from acmix.toolkit import capture
-    from acmix.toolkit.conditioning import attainable
-    from acmix.toolkit.program import save_program
-
-    begin = time.perf_counter()
-    progress("", "capture", 0.0)
-    network = capture.build(request.source, request.weights, request.seed)
-    captured = capture.capture(network, [target.name for target in request.targets])
-    _check_labels(request, captured.outputs)
-    _check_names(request, captured.outputs)
-    files: dict[int, Path] = {}
-    for made in captured.programs.values():
-        if id(made.program) not in files:
-            files[id(made.program)] = scratch / f"captured-{len(files)}.pt2"
-            save_program(made.program, files[id(made.program)])
-    spec = request.source.spec
-    probes = Probes(captured.inputs, request.seed)
-    sets: list[Samples] = [probes] if request.photos is None else [probes, request.photos]
-    grid = spec.preprocess if request.takes_image else None
-    conditioning = attainable(network.module, request.recipe)
-    is_half = request.recipe.weights == "float16"
-    references = [list(_references(network, conditioning, samples, grid)) for samples in sets]
-    record = ModelRecord(
-        spec.name,
-        request.source.reference,
-        network.weights,
-        captured.parameters,
-        captured.macs,
-        captured.classifies,
-        spec.paper,
-    )
-    return Shared(
-        {name: files[id(made.program)] for name, made in captured.programs.items()},
-        {name: made.preparation for name, made in captured.programs.items()},
-        record,
-        captured.inputs,
-        captured.outputs,
-        references[0],
-        [reference for photos in references[1:] for reference in photos],
-        tuple(SampleSet(s.name, len(s), s.digest) for s in sets),
-        time.perf_counter() - begin,
-        # No target computes in float16 with float32 weights; the copy of the network is saved.
-        attainable(network.module, request.recipe, half_arithmetic=True) if is_half else conditioning,
-    )
-
-
-def _check_labels(request: ExportRequest, outputs: tuple[TensorSpec, ...]) -> None:
-    classes = outputs[0].shape[-1]
-    if request.labels and len(request.labels) != classes:
-        raise UsageError(
-            f"--labels names {len(request.labels)} classes, but {request.source.spec.name} tells {classes} apart.\n"
-            "Give one name a line, in the order of the scores."
-        )
-
-
-def _check_names(request: ExportRequest, outputs: tuple[TensorSpec, ...]) -> None:
-    names = {spec.name for spec in outputs}
-    for name in request.snr_db_overrides.keys() - names - {""}:
-        raise UsageError(f"--min-snr names {name!r}; the outputs are {', '.join(sorted(names))}.")
-
-
-def _references(
-    network: Callable[[Sequence[Array]], list[Array]],
-    conditioning: Attainable,
-    samples: Samples,
-    grid: Preprocess | None,
-) -> Iterator[Reference]:
-    for identifier, inputs in zip(samples.identifiers, samples, strict=True):
-        fed = snapped(inputs, grid)
-        outputs = tuple(network(fed))
-        yield Reference(identifier, fed, outputs, conditioning(fed, outputs))
-
-
 def _log(run: _Run, target: TargetRequest) -> Path:
     return run.request.out / f"{run.request.folder_name(target)}.log"
 
@@ -194,11 +117,11 @@ def _export_one(run: _Run, target: TargetRequest) -> Outcome:
         run.progress(target.name, "verify", seconds)
         begin = time.perf_counter()
         recipe = relaxed(run.request.recipe, lowered.half_arithmetic)
-        common = _for_half(common) if lowered.half_arithmetic else common
         limits = tuple(tolerances(recipe, common.outputs, run.request.snr_db_overrides))
-        proof, placement = _prove(run, target, common, lowered, file, limits)
+        expected = expect(common, target.name, lowered, run.request.recipe)
+        proof, placement = _prove(run, target, common, lowered, file, limits, expected)
         timings = {"capture": common.seconds, "lower": seconds, "verify": time.perf_counter() - begin}
-        finished = Finished(lowered, proof, placement, timings, _log(run, target).name, limits)
+        finished = Finished(lowered, proof, placement, timings, _log(run, target).name, limits, expected)
         if run.cancelled.is_set():
             raise UsageError("interrupted")
         artifact = seal(run.request, target, common, finished, staging)
@@ -237,11 +160,20 @@ def _lowering_request(request: ExportRequest, target: TargetRequest, common: Sha
         dataclasses.asdict(target.options),
         spec.preprocess,
         request.labels,
+        str(quantized.ranges or "") if (quantized := common.quantized.get(target.name)) else "",
+        request.kept_float,
+        str(common.samples_file or ""),
     )
 
 
 def _prove(
-    run: _Run, target: TargetRequest, common: Shared, lowered: Lowered, file: Path, limits: Sequence[Tolerance]
+    run: _Run,
+    target: TargetRequest,
+    common: Shared,
+    lowered: Lowered,
+    file: Path,
+    limits: Sequence[Tolerance],
+    expected: Expected,
 ) -> tuple[Proof, Placement]:
     loaded = catalog.load_target(target.name)
     by, reason = executor(loaded, target.options)
@@ -250,22 +182,22 @@ def _prove(
     preprocess = run.request.source.spec.preprocess
     interface = Interface(common.inputs, common.outputs, lowered.inputs, lowered.outputs, preprocess)
     request = SessionRequest(target.name, str(file), reference=by == "reference")
+    samples = common.samples
     with open_session(request, _log(run, target)) as session:
         session.load()
-        rows = list(compare(session, [*common.probes, *common.photos], interface))
+        found = [run_sample(session, sample.inputs, interface) for sample in samples]
         placement = lowered.placement or session.placement()
     names = [spec.name for spec in common.outputs]
-    classifies = common.model.classifies
-    return prove(names, rows, limits, classifies, target.name, common.sample_sets, (by, reason)), placement
-
-
-def _for_half(common: Shared) -> Shared:
-    """The same, asking of each sample what eager keeps when every operator is rounded to float16."""
-
-    def judged(references: list[Reference]) -> list[Reference]:
-        return [
-            dataclasses.replace(one, attainable_db=common.half_conditioning(one.inputs, one.outputs))
-            for one in references
-        ]
-
-    return dataclasses.replace(common, probes=judged(common.probes), photos=judged(common.photos))
+    proof = prove(
+        names,
+        [compared(reference, found[i]) for i, reference in expected.eager],
+        limits,
+        common.model.classifies,
+        target.name,
+        common.sample_sets,
+        (by, reason),
+    )
+    simulated = [compared(reference, outputs) for reference, outputs in zip(expected.simulated, found, strict=False)]
+    proof = with_conversion(proof, names, simulated, expected.conversion, common.model.classifies)
+    rows = [compared(sample, outputs) for sample, outputs in zip(samples, found, strict=True)]
+    return cross_check(proof, rows, samples, interface, request, _log(run, target)), placement

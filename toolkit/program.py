@@ -14,6 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+# Registers the operators of quantized programs, ours and those of torchao's PT2E: without it they cannot be read.
+from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noqa: F401
 from torch.export import ExportedProgram
 from torch.export.graph_signature import TensorArgument
 

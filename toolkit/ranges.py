@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Observer = Literal["minmax", "moving_average", "percentile", "mse", "entropy"]
-OBSERVERS: tuple[Observer, ...] = ("minmax", "moving_average", "percentile", "mse", "entropy")
+OBSERVERS: tuple[Observer, ...] = get_args(Observer)
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,16 @@ class QuantizedTensor:
     scale: float
     zero_point: int
     bits: int = 8
+
+
+@dataclass(frozen=True)
+class KeptFloat:
+    """One kind of operator that stays float in a quantized file. modules: where, at most eight."""
+
+    operator: str
+    count: int
+    reason: str
+    modules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

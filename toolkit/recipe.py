@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from acmix.toolkit.ranges import Observer
+
 Precision = Literal["float32", "float16", "int16", "int8", "int4"]
 
 
@@ -37,13 +39,21 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A TOML file of calibration/recipes, decoded."""
+    """A TOML file of calibration/recipes, decoded.
+
+    tolerance: against eager float32. conversion: of a quantized file against its simulation in torch.
+    observer, equalize, correct_bias: how ranges are found, and how weights are mended first, for integer activations.
+    """
 
     name: str
     weights: Precision
     activations: Precision
     tolerance: Tolerance
     description: str = ""
+    conversion: Tolerance | None = None
+    observer: Observer = "mse"
+    equalize: bool = False
+    correct_bias: bool = False
 
     @property
     def is_quantized(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from acmix.toolkit import catalog
 from acmix.toolkit.artifact import Artifact
@@ -13,6 +13,9 @@ from acmix.toolkit.errors import UsageError
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.samples import Samples
 from acmix.toolkit.source import ModelSource
+
+if TYPE_CHECKING:
+    from acmix.toolkit.quantized import Calibrator
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class TargetRequest:
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """Everything that --flags say, checked."""
+    """Everything that --flags say, checked. kept_float: layers, by node, that a quantized file computes in float."""
 
     source: ModelSource
     recipe: Recipe
@@ -38,6 +41,8 @@ class ExportRequest:
     overwrite: bool = False
     snr_db_overrides: dict[str, float] = field(default_factory=dict)
     require_full_delegation: bool = False
+    calibrator: Calibrator | None = None
+    kept_float: tuple[str, ...] = ()
 
     def folder_name(self, target: TargetRequest) -> str:
         """The artifact's: model, target and precision."""

@@ -37,11 +37,14 @@ class Probes:
 
     Values are in the network's own input range (about -2.5 to 2.5 for normalised photos); `large` is four
     times that. Integer inputs get 0 or 1, which are valid indices everywhere.
+
+    bounds: lowest and highest value of each input, where the file can express no more (integer activations).
     """
 
     inputs: tuple[TensorSpec, ...]
     seed: int = 0
     name: str = "probes"
+    bounds: tuple[tuple[float, float], ...] = ()
 
     @property
     def identifiers(self) -> tuple[str, ...]:
@@ -61,7 +64,49 @@ class Probes:
     def __iter__(self) -> Iterator[tuple[Array, ...]]:
         for kind in self.identifiers:
             rng = np.random.default_rng([self.seed, len(kind), ord(kind[0])])
-            yield tuple(_probe(kind, spec, rng) for spec in self.inputs)
+            made = tuple(_probe(kind, spec, rng) for spec in self.inputs)
+            yield tuple(map(_bounded, made, self.bounds)) if self.bounds else made
+
+
+@dataclass(frozen=True)
+class Spread:
+    """At most `count` samples of others, evenly spread over them."""
+
+    samples: Samples
+    count: int
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        total = len(self.samples)
+        return tuple(dict.fromkeys(i * total // self.count for i in range(self.count)))
+
+    @property
+    def name(self) -> str:
+        return self.samples.name
+
+    @property
+    def identifiers(self) -> tuple[str, ...]:
+        return tuple(self.samples.identifiers[i] for i in self.positions)
+
+    @property
+    def labels(self) -> tuple[int, ...] | None:
+        labels = self.samples.labels
+        return None if labels is None else tuple(labels[i] for i in self.positions)
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(f"{self.samples.digest} {self.positions}".encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __iter__(self) -> Iterator[tuple[Array, ...]]:
+        wanted = set(self.positions)
+        return (sample for i, sample in enumerate(self.samples) if i in wanted)
+
+
+def _bounded(array: Array, bounds: tuple[float, float]) -> Array:
+    return np.clip(array, *bounds).astype(array.dtype)
 
 
 def digest_of(samples: Sequence[tuple[Array, ...]] | Samples) -> str:

@@ -7,44 +7,25 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from acmix.toolkit import catalog, machine
 from acmix.toolkit.artifact import (
     REFERENCE,
     Artifact,
+    CalibrationRecord,
     Manifest,
-    ModelRecord,
-    Preparation,
+    Quantization,
     TargetRecord,
     digest_files,
     write_manifest,
 )
-from acmix.toolkit.execute import Reference, write_references
+from acmix.toolkit.execute import write_references
+from acmix.toolkit.expect import Expected
 from acmix.toolkit.recipe import Tolerance
 from acmix.toolkit.request import ExportRequest, Outcome, TargetRequest
-from acmix.toolkit.spec import TensorSpec
+from acmix.toolkit.share import Shared
 from acmix.toolkit.target import Lowered, Placement
 from acmix.toolkit.verify import Proof, SampleSet
-
-if TYPE_CHECKING:
-    from acmix.toolkit.conditioning import Attainable
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What all targets share once the capture is done, and each one's own program."""
-
-    programs: dict[str, Path]
-    preparations: dict[str, Preparation]
-    model: ModelRecord
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    probes: list[Reference]
-    photos: list[Reference]
-    sample_sets: tuple[SampleSet, ...]
-    seconds: float
-    half_conditioning: Attainable
 
 
 @dataclass(frozen=True)
@@ -57,11 +38,13 @@ class Finished:
     timings_s: dict[str, float]
     log: str
     tolerances: tuple[Tolerance, ...]
+    expected: Expected
 
 
 def seal(request: ExportRequest, target: TargetRequest, common: Shared, finished: Finished, staging: Path) -> Artifact:
     """Add reference outputs and manifest to the staged model, then move the folder to its place."""
-    write_references(staging / REFERENCE, common.probes)
+    probes = finished.expected.simulated[: len(common.probes)] or tuple(common.probes)
+    write_references(staging / REFERENCE, probes)
     manifest = _manifest(request, target, common, finished, staging)
     write_manifest(staging, manifest)
     return Artifact(_move(staging, request.out / request.folder_name(target)), manifest)
@@ -102,6 +85,31 @@ def _manifest(
         log=finished.log,
         seed=request.seed,
         pixel_grid=request.takes_image,
+        quantization=_quantization(request, target, common, finished),
+    )
+
+
+def _quantization(
+    request: ExportRequest, target: TargetRequest, common: Shared, finished: Finished
+) -> Quantization | None:
+    share = common.quantized.get(target.name)
+    if share is None:
+        return None
+    made = share.quantized
+    ranges = made.calibrated.ranges
+    calibration = None
+    if ranges is not None:
+        calibration = CalibrationRecord(
+            ranges.observer, SampleSet(ranges.samples_name, ranges.samples_count, ranges.samples_digest)
+        )
+    return Quantization(
+        len(made.grid.weights),
+        len(finished.lowered.quantized) or len(made.grid.tensors),
+        calibration,
+        made.calibrated.repairs,
+        made.kept_float,
+        finished.expected.conversion,
+        common.bounds,
     )
 
 
@@ -122,15 +130,7 @@ def judge(request: ExportRequest, target: TargetRequest, artifact: Artifact) -> 
     """The outcome of a sealed artifact: a failed gate is exit 1, and the artifact stays for a look."""
     manifest = artifact.manifest
     if manifest.proof.verdict == "failed":
-        worst = next(a for a in manifest.proof.agreements if not a.passed)
-        found = "no signal" if worst.snr_db is None else f"{worst.snr_db:.1f} dB"
-        return Outcome(
-            target.name,
-            artifact,
-            f"output {worst.output!r} does not agree with eager: {found} on {worst.worst_sample!r}, "
-            f"{worst.asked_db:.0f} dB asked for",
-            1,
-        )
+        return Outcome(target.name, artifact, _what_failed(manifest.proof), 1)
     fallbacks = manifest.placement.fallbacks
     if request.require_full_delegation and any(op.delegated is None for op in manifest.placement.operators):
         return Outcome(target.name, artifact, "full delegation cannot be told here: only the device knows", 1)
@@ -138,3 +138,13 @@ def judge(request: ExportRequest, target: TargetRequest, artifact: Artifact) -> 
         kinds = ", ".join(sorted({op.kind for op in fallbacks}))
         return Outcome(target.name, artifact, f"{len(fallbacks)} operators fall back: {kinds}", 1)
     return Outcome(target.name, artifact)
+
+
+def _what_failed(proof: Proof) -> str:
+    against = [(a, "eager") for a in proof.agreements] + [(a, "its simulation in torch") for a in proof.conversion]
+    worst, other = next((a, other) for a, other in against if not a.passed)
+    found = "no signal" if worst.snr_db is None else f"{worst.snr_db:.1f} dB"
+    return (
+        f"output {worst.output!r} does not agree with {other}: {found} on {worst.worst_sample!r}, "
+        f"{worst.asked_db:.0f} dB asked for"
+    )

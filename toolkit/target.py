@@ -65,6 +65,15 @@ class Placement:
 
 
 @dataclass(frozen=True)
+class Tap:
+    """A value inside a saved file, by the file's own name; real number = scale * (stored - zero_point)."""
+
+    name: str
+    scale: float = 1.0
+    zero_point: int = 0
+
+
+@dataclass(frozen=True)
 class LoweringJob:
     """What a target is asked for, beside the program itself.
 
@@ -124,6 +133,10 @@ class Target(Protocol):
     def options(self) -> type[Any]:
         """A frozen dataclass of Literal, int or bool fields with defaults: the target's own flags."""
 
+    @property
+    def quantization(self) -> Literal["pairs", "ranges"]:
+        """What a quantized program is lowered from: quantize and dequantize pairs in it, or float and job.ranges."""
+
     def refuses(self, recipe: Recipe, options: Any) -> str | None:
         """Why this cannot be lowered, and what to do instead; None when it can. Imports nothing heavy."""
 
@@ -148,6 +161,9 @@ class Target(Protocol):
 
     def placement(self, file: Path) -> Placement:
         """Where each operator of the saved file runs, read from the file and its runtime."""
+
+    def tap(self, file: Path, copy: Path) -> tuple[Tap, ...]:
+        """Write a copy of the saved file that gives these values after its own outputs; UsageError where it cannot."""
 
 
 def executor(target: Target, options: Any) -> tuple[ExecutedBy, str]:

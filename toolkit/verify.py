@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -48,10 +48,25 @@ class SampleSet:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """One output of the reference evaluator, against the runtime's own.
+
+    snr_db: of the worst sample; None where the runtime gives zeros on every one.  max_abs: over all samples.
+    """
+
+    output: str
+    snr_db: float | None
+    max_abs: float
+    worst_sample: str
+
+
+@dataclass(frozen=True)
 class Proof:
     """What running the saved file showed. `not executed` is not a pass: reason says why.
 
+    conversion: of a quantized file, against its simulation in torch: the conversion's own error.
     executed_by: the format's own runtime, or a reference evaluator where that is absent (reason says why).
+    differences: between the two, on a machine that has both; reference_error: why there are none, '' otherwise.
     """
 
     verdict: Verdict
@@ -60,6 +75,9 @@ class Proof:
     samples: tuple[SampleSet, ...] = ()
     reason: str = ""
     executed_by: ExecutedBy = ""
+    differences: tuple[Difference, ...] = ()
+    reference_error: str = ""
+    conversion: tuple[Agreement, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,6 +148,9 @@ class _SampleVerdict:
     passed: bool
 
 
+_NOTHING_ASKED = Tolerance(-SNR_LIMIT_DB, sys.float_info.max)
+
+
 def _judge_sample(one: Compared, tolerance: Tolerance) -> _SampleVerdict:
     asked = tolerance.asked_db(one.attainable_db)
     if one.wanted.shape != one.found.shape:
@@ -139,6 +160,21 @@ def _judge_sample(one: Compared, tolerance: Tolerance) -> _SampleVerdict:
     largest = largest if math.isfinite(largest) else sys.float_info.max
     passed = largest <= tolerance.max_abs if ratio is None else ratio >= asked
     return _SampleVerdict(one.sample, ratio, largest, asked, passed)
+
+
+def differ(
+    names: Sequence[str], runtime: Sequence[Sequence[Compared]], reference: Sequence[Sequence[Compared]]
+) -> tuple[Difference, ...]:
+    """How far the reference evaluator is from the runtime, an output at a time; both hold the same samples in order."""
+    made = []
+    for i, name in enumerate(names):
+        pairs = [
+            Compared(one[i].sample, one[i].found, other[i].found) for one, other in zip(runtime, reference, strict=True)
+        ]
+        verdicts = [_judge_sample(pair, _NOTHING_ASKED) for pair in pairs]
+        worst = min(verdicts, key=lambda v: SNR_LIMIT_DB if v.snr_db is None else v.snr_db)
+        made.append(Difference(name, worst.snr_db, max(v.max_abs for v in verdicts), worst.sample))
+    return tuple(made)
 
 
 def prove(
@@ -156,3 +192,14 @@ def prove(
     verdict: Verdict = "passed" if all(a.passed for a in agreements) else "failed"
     by, reason = executed_by
     return Proof(verdict, runtime, agreements, samples, reason, by)
+
+
+def with_conversion(
+    proof: Proof, names: Sequence[str], simulated: Sequence[Sequence[Compared]], tolerance: Tolerance, logits: bool
+) -> Proof:
+    """The proof of a quantized file, with its agreement with the simulation; as it is where there is none."""
+    if not simulated:
+        return proof
+    made = tuple(agree(name, [row[i] for row in simulated], tolerance, logits) for i, name in enumerate(names))
+    passed = proof.verdict == "passed" and all(a.passed for a in made)
+    return replace(proof, verdict="passed" if passed else "failed", conversion=made)

@@ -42,7 +42,7 @@ class Graph:
         return tuple(int(n) for n in shape) if shape is not None else ()
 
 
-def read_graph(file: Path) -> Graph:
+def read_graph(file: Path | bytes) -> Graph:
     """The main graph of a TFLite file; raises ValueError when the file is not whole."""
     model = tflite_flatbuffer.read_model(file)
     names = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}

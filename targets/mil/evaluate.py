@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from acmix.targets.mil.arithmetic import Arithmetic
 from acmix.targets.mil.call import Call, Implementation, RunBlock, TensorList, Value
 from acmix.targets.mil.program import FLOATS, ListType, NamedType, Operation, TensorType, TextValue, ValueType
+from acmix.targets.mil.work import OPERATION_COST, Work, cost_of
 from acmix.toolkit.errors import UsageError
 
 # coremltools declares one crop for each image here, whatever the boxes say.
@@ -42,11 +44,15 @@ class ReadyBlock:
 
 @dataclass(frozen=True)
 class Session:
-    """What one prediction shares: the function's opset, the arithmetic, the states that it writes."""
+    """What one prediction shares: the function's opset, the arithmetic, the states that it writes.
+
+    work: what the loop that runs has cost; None outside of loops, where the program itself bounds the work.
+    """
 
     opset: int
     arithmetic: Arithmetic
     states: MutableMapping[str, Tensor] = field(default_factory=dict)
+    work: Work | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,8 @@ class Scope:
 
 def run_block(block: ReadyBlock, arguments: Sequence[Value], outer: Scope | None, session: Session) -> list[Value]:
     """The block's outputs; every value is dropped when its last reader is done."""
+    if session.work is not None:
+        session.work.charge(OPERATION_COST)
     names = (given.name for given in block.inputs)
     scope = Scope(dict(zip(names, arguments, strict=True)), block.constants, outer)
     for step in block.steps:
@@ -90,6 +98,7 @@ def apply(step: Step, scope: Scope, session: Session) -> list[Value]:
         )
         for key, bindings in (*operation.inputs.items(), *((k, (v,)) for k, v in operation.attributes.items()))
     }
+    inner = replace(session, work=session.work or Work()) if operation.kind == "while_loop" else session
     call = Call(
         operation.kind,
         operation.name,
@@ -98,7 +107,7 @@ def apply(step: Step, scope: Scope, session: Session) -> list[Value]:
         operands,
         step.types,
         operation.outputs,
-        tuple(_runner(block, scope, session) for block in step.blocks),
+        tuple(_runner(block, scope, inner) for block in step.blocks),
         session.states,
     )
     try:
@@ -106,6 +115,8 @@ def apply(step: Step, scope: Scope, session: Session) -> list[Value]:
         values = results if isinstance(results, tuple) else (results,)
         if len(values) < len(operation.outputs):
             raise call.refuse(f"it has {len(values)} results and {len(operation.outputs)} outputs are declared")
+        if session.work is not None:
+            session.work.charge(cost_of(operation.kind, itertools.chain(*operands.values()), values))
         return [_declared(call, value, named) for value, named in zip(values, operation.outputs, strict=False)]
     except UsageError:
         raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +73,18 @@ class Model:
         return self.program.functions[name]
 
 
-def load_package(path: Path | str, precision: Precision = "declared", accumulate: Accumulation = "float32") -> Model:
-    """Read an .mlpackage for evaluation; see Arithmetic for the two modes.  Raises UsageError."""
+def load_package(
+    path: Path | str,
+    precision: Precision = "declared",
+    accumulate: Accumulation = "float32",
+    check_weights: bool = True,
+) -> Model:
+    """Read an .mlpackage for evaluation; see Arithmetic for the two modes.  Raises UsageError.
+
+    check_weights: refuse weights whose fingerprint is not the one that acmix wrote into its own packages.
+    """
     arithmetic = Arithmetic(precision, accumulate)
     program = read_package(Path(path))
+    if not check_weights:
+        program = replace(program, fingerprint="")
     return Model(program, arithmetic, prepare(program, arithmetic))

@@ -29,6 +29,7 @@ from acmix.targets.mil.weights import WeightFile
 from acmix.toolkit.errors import UsageError
 
 MODEL_PATH = "@model_path/"
+SEALED_FILE = "weights/weight.bin"
 ADVICE = "the package is damaged or was not written by coremltools: export it again."
 
 
@@ -38,6 +39,7 @@ class Constants:
 
     folder: Path
     arithmetic: Arithmetic
+    fingerprint: str = ""
     files: dict[str, WeightFile] = field(default_factory=dict)
     blobs: dict[tuple[str, int, TensorType], Tensor] = field(default_factory=dict)
 
@@ -56,7 +58,8 @@ class Constants:
             path = self.folder / name.removeprefix(MODEL_PATH)
             if not name.startswith(MODEL_PATH) or not _is_inside(path, self.folder):
                 raise UsageError(f"the program names the weights {name!r}, outside its package: {ADVICE}")
-            self.files[name] = WeightFile(path, name.removeprefix(MODEL_PATH))
+            expected = self.fingerprint if name == MODEL_PATH + SEALED_FILE else ""
+            self.files[name] = WeightFile(path, name.removeprefix(MODEL_PATH), expected)
         return self.files[name]
 
 
@@ -70,7 +73,7 @@ def _is_inside(path: Path, folder: Path) -> bool:
 def prepare(program: Program, arithmetic: Arithmetic) -> dict[str, ReadyBlock]:
     """Every function, ready to run.  Raises UsageError for a program that could not."""
     _refuse_unknown(program)
-    constants = Constants(program.folder, arithmetic)
+    constants = Constants(program.folder, arithmetic, program.fingerprint)
     ready = {}
     for name, function in program.functions.items():
         _check_interface(function)

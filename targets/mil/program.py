@@ -136,12 +136,16 @@ class Function:
 
 @dataclass(frozen=True)
 class Program:
-    """A package's content.  folder: what @model_path stands for in its weight files."""
+    """A package's content.  folder: what @model_path stands for in its weight files.
+
+    fingerprint: of weights/weight.bin, where acmix wrote the package; '' otherwise.
+    """
 
     path: Path
     folder: Path
     functions: Mapping[str, Function]
     default_function: str
+    fingerprint: str = ""
 
 
 def elements_of(shape: tuple[int, ...], what: str) -> int:

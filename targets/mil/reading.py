@@ -32,7 +32,7 @@ from acmix.targets.mil.program import (
 )
 from acmix.targets.mil.protobuf import Message, WireError
 from acmix.targets.mil.schema import SCHEMA
-from acmix.targets.mil.weights import NUMPY_TYPES, SUB_BYTE_BITS, from_bytes
+from acmix.targets.mil.weights import FINGERPRINT_KEY, NUMPY_TYPES, SUB_BYTE_BITS, from_bytes
 from acmix.toolkit.errors import UsageError
 
 OPSETS = {f"CoreML{version}": version + 10 for version in range(5, 17)}
@@ -91,9 +91,9 @@ def _program(model: Message, path: Path, folder: Path) -> Program:
         raise WireError(f"the functions {sorted(set(interfaces) - set(functions))} are described and not there")
     if default not in interfaces:
         raise WireError(f"its default function '{default}' is not there")
-    return Program(
-        path, folder, {name: _function(name, functions[name], interfaces[name]) for name in interfaces}, default
-    )
+    made = {name: _function(name, functions[name], interfaces[name]) for name in interfaces}
+    fingerprint = str(description.get("metadata", {}).get("userDefined", {}).get(FINGERPRINT_KEY, ""))
+    return Program(path, folder, made, default, fingerprint)
 
 
 def _function(name: str, message: Message, interface: Interface) -> Function:

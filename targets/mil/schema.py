@@ -32,7 +32,10 @@ SCHEMA: Schema = {
         13: _many("state", "FeatureDescription"),
         20: _many("functions", "FunctionDescription"),
         21: _one("defaultFunctionName", "string"),
+        100: _one("metadata", "Metadata"),
     },
+    "Metadata": {100: _map("userDefined", "TextEntry")},
+    "TextEntry": _entry("string"),
     "FunctionDescription": {
         1: _one("name", "string"),
         2: _many("input", "FeatureDescription"),

@@ -6,6 +6,7 @@ all start at multiples of 64 (coremltools' MILBlob/Blob/StorageFormat.hpp).
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from math import prod
 from pathlib import Path
@@ -18,12 +19,14 @@ from acmix.toolkit.errors import UsageError
 
 Array = NDArray[np.generic]
 
+FINGERPRINT_KEY = "acmix.weights"
+"""Where acmix puts the fingerprint of weights/weight.bin into a package's metadata: the format has no checksum."""
 ALIGNMENT = 64
 VERSION = 2
 SENTINEL = 0xDEADBEEF
 HEADER = struct.Struct("<II")
-# Sentinel, type, size in bytes, offset of the values, bits that pad the last byte of sub-byte integers.
-RECORD = struct.Struct("<IIQQQ")
+# Sentinel, type, size in bytes, offset of the values, bits that pad the last byte of sub-byte integers, three reserved.
+RECORD = struct.Struct("<IIQQQQQQ")
 BLOB_TYPES: dict[int, MilType] = {
     1: "fp16", 2: "fp32", 3: "uint8", 4: "int8", 6: "int16", 7: "uint16", 8: "int4", 9: "uint1", 10: "uint2",
     11: "uint4", 12: "uint3", 13: "uint6", 14: "int32", 15: "uint32",
@@ -35,10 +38,19 @@ NUMPY_TYPES: dict[MilType, str] = {
 SUB_BYTE_BITS: dict[MilType, int] = {"int4": 4, "uint1": 1, "uint2": 2, "uint3": 3, "uint4": 4, "uint6": 6}
 
 
-class WeightFile:
-    """One weight file, mapped: nothing is read before it is asked for.  Raises UsageError."""
+def fingerprint(data: bytes | memoryview) -> str:
+    """Size in bytes and sha256 of a weight file, as one text."""
+    return f"{len(data)} {hashlib.sha256(data).hexdigest()}"
 
-    def __init__(self, path: Path, name: str) -> None:
+
+class WeightFile:
+    """One weight file, mapped: nothing is read before it is asked for.  Raises UsageError.
+
+    expected: the fingerprint that the package gives; '' where it gives none.  Of a file of another size it says
+    nothing: compressing a package leaves its metadata as it was.
+    """
+
+    def __init__(self, path: Path, name: str, expected: str = "") -> None:
         self.name = name
         try:
             if not path.is_file():
@@ -50,6 +62,8 @@ class WeightFile:
             ) from error
         if len(self.data) < ALIGNMENT or HEADER.unpack(self.data[: HEADER.size].tobytes())[1] != VERSION:
             raise self.damaged("it does not start with a header of version 2")
+        if expected.partition(" ")[0] == str(len(self.data)) and fingerprint(self.data.data) != expected:
+            raise self.damaged("a byte has changed: their sha256 is not the one that acmix wrote into the package")
 
     def damaged(self, reason: str) -> UsageError:
         return UsageError(f"the weights '{self.name}' are damaged ({reason}): export or copy the package again.")
@@ -62,9 +76,11 @@ class WeightFile:
         sizes = tuple(axis or 0 for axis in shape)
         if at % ALIGNMENT or at + ALIGNMENT > len(self.data) or at < ALIGNMENT:
             raise self.damaged(f"no tensor can start at byte {at} of {len(self.data)}")
-        sentinel, code, size, start, padding = RECORD.unpack(self.data[at : at + RECORD.size].tobytes())
+        sentinel, code, size, start, padding, *reserved = RECORD.unpack(self.data[at : at + RECORD.size].tobytes())
         if sentinel != SENTINEL:
             raise self.damaged(f"no tensor starts at byte {at}")
+        if any(reserved):
+            raise self.damaged(f"the record at byte {at} says more than is known of it")
         if BLOB_TYPES.get(code) != dtype:
             raise self.damaged(f"the tensor at byte {at} is {BLOB_TYPES.get(code, code)}, the program says {dtype}")
         bits = prod(sizes) * SUB_BYTE_BITS.get(dtype, 8 * np.dtype(NUMPY_TYPES.get(dtype, "u1")).itemsize)

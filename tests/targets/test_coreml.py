@@ -290,15 +290,16 @@ def test_the_program_is_left_as_it_was(captured: Captured, float32: Exported, im
 
 
 @not_on_a_mac
-def test_every_operator_is_listed_as_undetermined_and_the_macs_are_those_of_the_layers(float32: Exported) -> None:
+def test_every_operator_is_listed_with_a_prediction_and_the_macs_are_those_of_the_layers(float32: Exported) -> None:
     placement = TARGET.placement(float32.package)
     kinds = [operator.kind for operator in placement.operators]
     assert kinds.count("conv") == 5
     assert kinds.count("linear") == 1
     assert "const" not in kinds
     assert sum(operator.macs for operator in placement.operators) == TINY_MACS
-    assert {(op.runs_on, op.delegated) for op in placement.operators} == {("undetermined", None)}
-    assert all("decides on the device" in operator.reason for operator in placement.operators)
+    assert {(op.runs_on, op.delegated) for op in placement.operators} == {("GPU or CPU (prediction)", None)}
+    assert all("float32" in operator.reason for operator in placement.operators)
+    assert "prediction" in placement.determined_by
     assert placement.fallbacks == ()
     assert placement.partitions is None
 

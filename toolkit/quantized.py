@@ -1,0 +1,199 @@
+"""The quantized form of a captured program: calibrated once, one grid, and a simulation that runs in torch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import Node
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from acmix.toolkit.conditioning import Attainable, HalfRounding
+from acmix.toolkit.grid import ACTIVATIONS, COMPUTE, JOINS, MOVES, POOLS, Grid, choose_grid, has_constant_weight
+from acmix.toolkit.prepare import flat_tensors
+from acmix.toolkit.quantize import graph_module, quantize
+from acmix.toolkit.ranges import Array, KeptFloat, QuantizedTensor, Ranges
+from acmix.toolkit.recipe import Recipe
+from acmix.toolkit.samples import Samples
+from acmix.toolkit.verify import snr_db
+
+PERTURBATION = 1e-6
+"""Relative, of every product and sum: what a runtime's own order of summation may change."""
+
+Simulation = Callable[[Sequence[Array]], list[Array]]
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A float program with its weights mended for quantization, and the ranges of its tensors.
+
+    repairs: what was done to the weights, in words.
+    """
+
+    program: ExportedProgram
+    ranges: Ranges | None
+    repairs: tuple[str, ...] = ()
+
+
+class Calibrator(Protocol):
+    """Finds the ranges of a captured program over samples; acmix.calibration has the one there is."""
+
+    @property
+    def samples(self) -> Samples: ...
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is to be said of the samples."""
+
+    def __call__(self, program: ExportedProgram, recipe: Recipe, kept: Sequence[str]) -> Calibrated:
+        """kept: the layers that stay float, whose weights need no mending."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """One captured program, quantized: float with mended weights, and with pairs. Equal networks but for rounding."""
+
+    calibrated: Calibrated
+    grid: Grid
+    pairs: ExportedProgram
+    kept_float: tuple[KeptFloat, ...]
+
+
+def quantize_program(
+    program: ExportedProgram, recipe: Recipe, calibrator: Calibrator | None, kept: Sequence[str] = ()
+) -> Quantized:
+    """Calibrate where the recipe has integer activations, choose the grid, and write the pairs."""
+    calibrated = Calibrated(program, None)
+    if recipe.needs_ranges:
+        if calibrator is None:
+            raise ValueError(f"recipe {recipe.name} needs ranges")
+        calibrated = calibrator(program, recipe, kept)
+    graph = graph_module(calibrated.program).graph
+    if calibrated.ranges is not None:
+        grid = choose_grid(graph, calibrated.ranges, kept)
+    else:
+        layers = (n.name for n in graph.nodes if has_constant_weight(n) and n.name not in kept)
+        grid = Grid({}, frozenset(), frozenset(), frozenset(layers))
+    pairs = quantize(calibrated.program, grid, example_inputs(calibrated.program))
+    return Quantized(calibrated, grid, pairs, kept_float(list(graph.nodes), grid, frozenset(kept)))
+
+
+def example_inputs(program: ExportedProgram) -> tuple[Tensor, ...]:
+    """Zeros of the shapes that a program takes."""
+    wanted = set(program.graph_signature.user_inputs)
+    return tuple(
+        torch.zeros(tuple(n.meta["val"].shape), dtype=n.meta["val"].dtype)
+        for n in program.graph.nodes
+        if n.op == "placeholder" and n.name in wanted
+    )
+
+
+def placed_by_file(program: ExportedProgram, tensors: Sequence[QuantizedTensor], weights: Grid) -> ExportedProgram:
+    """The program with its pairs where a saved file holds integers: what such a file has to agree with."""
+    known = {tensor.node: tensor for tensor in tensors if tensor.node}
+    grid = Grid(known, frozenset(known), frozenset(), weights.weights)
+    return quantize(program, grid, example_inputs(program))
+
+
+def simulate(
+    pairs: ExportedProgram, rounding: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+) -> Simulation:
+    """Run a program of pairs in torch: the integers of the file, in float arithmetic."""
+    module = graph_module(pairs)
+
+    def run(inputs: Sequence[Array]) -> list[Array]:
+        tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in inputs]
+        with torch.no_grad(), rounding():
+            return [t.contiguous().numpy() for t in flat_tensors(module(*tensors))]
+
+    return run
+
+
+def attainable_by(pairs: ExportedProgram, half_arithmetic: bool = False) -> Attainable:
+    """What a simulation keeps of itself when its sums are rounded otherwise.
+
+    A value next to a rounding edge falls on its other side, and every rounding behind it may follow: a deep network
+    keeps 25 dB of its int8 outputs, whatever runs it.
+    """
+    run = simulate(pairs, HalfRounding if half_arithmetic else _Perturbed)
+
+    def measure(inputs: Sequence[Array], outputs: Sequence[Array]) -> tuple[float | None, ...]:
+        return tuple(snr_db(wanted, found) for wanted, found in zip(outputs, run(inputs), strict=True))
+
+    return measure
+
+
+class _Perturbed(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds relative noise of one seed to the results of sums and products."""
+
+    SUMS = frozenset(
+        {
+            torch.ops.aten.convolution.default,
+            torch.ops.aten.addmm.default,
+            torch.ops.aten.mm.default,
+            torch.ops.aten.bmm.default,
+            torch.ops.aten.add.Tensor,
+            torch.ops.aten.mean.dim,
+        }
+    )
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in self.SUMS and result.is_floating_point():
+            return result * (1 + PERTURBATION * torch.randn(result.shape, generator=self.generator))
+        return result
+
+
+INTEGER_OPERATORS = COMPUTE | MOVES | POOLS | JOINS | ACTIVATIONS
+
+
+def kept_float(nodes: Sequence[Node], grid: Grid, asked: frozenset[str]) -> tuple[KeptFloat, ...]:
+    """What computes in float in a quantized program, a kind of operator at a time, and why."""
+    found: dict[tuple[str, str], list[Node]] = defaultdict(list)
+    for node in nodes:
+        value = node.meta.get("val")
+        if node.op != "call_function" or not isinstance(value, Tensor) or not value.is_floating_point():
+            continue
+        reason = _reason(node, grid, asked)
+        if reason:
+            found[str(node.target).removeprefix("aten."), reason].append(node)
+    return tuple(
+        KeptFloat(kind, len(members), reason, tuple(dict.fromkeys(map(module_of, members)))[:8])
+        for (kind, reason), members in sorted(found.items())
+    )
+
+
+def module_of(node: Node) -> str:
+    """The path of the module that a node came from, as in the user's own network; '' at the top."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return next(reversed(stack.values()))[0] if stack else ""
+
+
+def _reason(node: Node, grid: Grid, asked: frozenset[str]) -> str:
+    if node.name in asked:
+        return "kept float as asked"
+    if node.target in COMPUTE:
+        return "" if node.name in grid.weights else "its weights are computed: no scale can be fixed"
+    if not grid.tensors or node.name in grid.produced or node.target in ACTIVATIONS:
+        return ""
+    if node.target in INTEGER_OPERATORS:
+        return "" if _between_layers(node, grid) else "what it reads is float"
+    return "no int8 form of it that every runtime has"
+
+
+def _between_layers(node: Node, grid: Grid) -> bool:
+    """A sum whose activation is fused: the activation's result is the integer."""
+    return len(node.users) == 1 and next(iter(node.users)).name in grid.produced

@@ -1,0 +1,252 @@
+"""What all targets of an export share: the capture, the quantized form, and the outputs that files must agree with."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from acmix.toolkit import catalog
+from acmix.toolkit.artifact import ModelRecord, Preparation
+from acmix.toolkit.errors import UsageError
+from acmix.toolkit.execute import Reference, snapped
+from acmix.toolkit.ranges import save_ranges
+from acmix.toolkit.request import ExportRequest
+from acmix.toolkit.samples import Probes, Samples, Spread
+from acmix.toolkit.spec import Preprocess, TensorSpec
+from acmix.toolkit.target import Array
+from acmix.toolkit.verify import SampleSet, snr_db
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from acmix.toolkit.capture import Captured
+    from acmix.toolkit.conditioning import Attainable
+    from acmix.toolkit.quantized import Quantized
+
+UNBOUNDED = (-sys.float_info.max, sys.float_info.max)
+CALIBRATION_IN_PROOF = 8
+"""Samples of the calibration on which an int8 file has to agree with eager."""
+
+
+@dataclass(frozen=True)
+class QuantizedShare:
+    """A quantized program and its files. simulated: its outputs on the probes, then on the photos."""
+
+    quantized: Quantized
+    pairs: Path
+    ranges: Path | None
+    simulated: list[Reference]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all targets share once the capture is done, and each one's own program.
+
+    photos: those given, after some of the calibration's. bounds: of the probes' values, where integers limit them.
+    """
+
+    programs: dict[str, Path]
+    preparations: dict[str, Preparation]
+    model: ModelRecord
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    probes: list[Reference]
+    photos: list[Reference]
+    sample_sets: tuple[SampleSet, ...]
+    seconds: float
+    half_conditioning: Attainable
+    quantized: dict[str, QuantizedShare]
+    samples_file: Path | None = None
+    bounds: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def samples(self) -> list[Reference]:
+        """Every sample with eager's outputs, the probes first."""
+        return [*self.probes, *self.photos]
+
+
+@dataclass(frozen=True)
+class _Programs:
+    """Where each distinct captured program was saved, and its quantized form."""
+
+    paths: dict[int, Path]
+    quantized: dict[int, Quantized]
+
+
+def share(request: ExportRequest, scratch: Path) -> Shared:
+    """Capture, calibrate and quantize once; run eager, and the simulation of integers, on every sample."""
+    # Imported here: torch takes seconds, and the converters are starting meanwhile.
+    from acmix.toolkit import capture
+    from acmix.toolkit.conditioning import attainable
+
+    begin = time.perf_counter()
+    network = capture.build(request.source, request.weights, request.seed)
+    captured = capture.capture(network, [target.name for target in request.targets])
+    _check_labels(request, captured.outputs)
+    _check_names(request, captured.outputs)
+    programs = _save_programs(request, captured, scratch)
+    bounds = _bounds(captured, programs.quantized)
+    sets = _sample_sets(request, Probes(captured.inputs, request.seed, bounds=bounds))
+    grid = request.source.spec.preprocess if request.takes_image else None
+    conditioning = attainable(network.module, request.recipe)
+    references = [list(_references(network, conditioning, samples, grid)) for samples in sets]
+    photos = list(itertools.chain.from_iterable(references[1:]))
+    shares = {
+        key: QuantizedShare(
+            made,
+            scratch / f"pairs-{key}.pt2",
+            _save_ranges(made, scratch / f"ranges-{key}.npz"),
+            simulated(made.pairs, [*references[0], *photos]),
+        )
+        for key, made in programs.quantized.items()
+    }
+    record = ModelRecord(
+        request.source.spec.name,
+        request.source.reference,
+        network.weights,
+        captured.parameters,
+        captured.macs,
+        captured.classifies,
+        request.source.spec.paper,
+    )
+    is_half = request.recipe.weights == "float16"
+    return Shared(
+        {name: _path_for(name, id(made.program), programs, shares) for name, made in captured.programs.items()},
+        {name: made.preparation for name, made in captured.programs.items()},
+        record,
+        captured.inputs,
+        captured.outputs,
+        references[0],
+        photos,
+        tuple(SampleSet(s.name, len(s), s.digest) for s in sets),
+        time.perf_counter() - begin,
+        # No target computes in float16 with float32 weights; the copy of the network is saved.
+        attainable(network.module, request.recipe, half_arithmetic=True) if is_half else conditioning,
+        {name: shares[id(m.program)] for name, m in captured.programs.items() if id(m.program) in shares},
+        _save_samples(request, captured.inputs, scratch / "samples.npz"),
+        bounds,
+    )
+
+
+def _save_programs(request: ExportRequest, captured: Captured, scratch: Path) -> _Programs:
+    from acmix.toolkit.program import save_program
+    from acmix.toolkit.quantized import quantize_program
+
+    paths: dict[int, Path] = {}
+    quantized: dict[int, Quantized] = {}
+    for made in captured.programs.values():
+        key = id(made.program)
+        if key in paths:
+            continue
+        program = made.program
+        if request.recipe.weights == "int8":
+            quantized[key] = quantize_program(program, request.recipe, request.calibrator, request.kept_float)
+            program = quantized[key].calibrated.program
+            save_program(quantized[key].pairs, scratch / f"pairs-{key}.pt2")
+        paths[key] = scratch / f"captured-{key}.pt2"
+        save_program(program, paths[key])
+    return _Programs(paths, quantized)
+
+
+def _path_for(target: str, key: int, programs: _Programs, shares: dict[int, QuantizedShare]) -> Path:
+    if key in shares and catalog.load_target(target).quantization == "pairs":
+        return shares[key].pairs
+    return programs.paths[key]
+
+
+def _save_ranges(quantized: Quantized, path: Path) -> Path | None:
+    if quantized.calibrated.ranges is None:
+        return None
+    save_ranges(quantized.calibrated.ranges, path)
+    return path
+
+
+def _save_samples(request: ExportRequest, inputs: tuple[TensorSpec, ...], path: Path) -> Path | None:
+    """The calibration's inputs for targets that run the samples once more through a file of their own."""
+    if request.calibrator is None or not request.recipe.needs_ranges:
+        return None
+    samples = list(request.calibrator.samples)
+    arrays = {s.name: np.concatenate([sample[i] for sample in samples]) for i, s in enumerate(inputs)}
+    np.savez(path, allow_pickle=False, **arrays)
+    return path
+
+
+def _bounds(captured: Captured, quantized: dict[int, Quantized]) -> tuple[tuple[float, float], ...]:
+    """What the integers of each input express, of the program that expresses the least."""
+    from acmix.toolkit.quantize import graph_module
+
+    found = []
+    for made in quantized.values():
+        if made.calibrated.ranges is None:
+            return ()
+        nodes = [n.name for n in graph_module(made.calibrated.program).graph.nodes if n.op == "placeholder"]
+        ranges = made.calibrated.ranges.tensors
+        found.append([(ranges[n].low, ranges[n].high) if n in ranges else UNBOUNDED for n in nodes])
+    columns = zip(*found, strict=True)
+    return tuple((max(low for low, _ in column), min(high for _, high in column)) for column in columns)
+
+
+def _sample_sets(request: ExportRequest, probes: Probes) -> list[Samples]:
+    sets: list[Samples] = [probes]
+    if request.recipe.needs_ranges and request.calibrator is not None:
+        sets.append(Spread(request.calibrator.samples, CALIBRATION_IN_PROOF))
+    if request.photos is not None:
+        sets.append(request.photos)
+    return sets
+
+
+def simulated(pairs: ExportedProgram, samples: Sequence[Reference], half_arithmetic: bool = False) -> list[Reference]:
+    """The same samples with the outputs of a program of pairs, and what those keep under other roundings."""
+    from acmix.toolkit.quantized import attainable_by, simulate
+
+    run, measure = simulate(pairs), attainable_by(pairs, half_arithmetic)
+    made = []
+    for sample in samples:
+        outputs = tuple(run(sample.inputs))
+        made.append(Reference(sample.identifier, sample.inputs, outputs, measure(sample.inputs, outputs)))
+    return made
+
+
+def judged_by_simulation(samples: Sequence[Reference], simulation: Sequence[Reference]) -> list[Reference]:
+    """Eager's outputs, asking of a quantized file what its simulation keeps of them."""
+    return [
+        dataclasses.replace(
+            one, attainable_db=tuple(snr_db(o, s) for o, s in zip(one.outputs, other.outputs, strict=True))
+        )
+        for one, other in zip(samples, simulation, strict=True)
+    ]
+
+
+def _check_labels(request: ExportRequest, outputs: tuple[TensorSpec, ...]) -> None:
+    classes = outputs[0].shape[-1]
+    if request.labels and len(request.labels) != classes:
+        raise UsageError(
+            f"--labels names {len(request.labels)} classes, but {request.source.spec.name} tells {classes} apart.\n"
+            "Give one name a line, in the order of the scores."
+        )
+
+
+def _check_names(request: ExportRequest, outputs: tuple[TensorSpec, ...]) -> None:
+    names = {spec.name for spec in outputs}
+    for name in request.snr_db_overrides.keys() - names - {""}:
+        raise UsageError(f"--min-snr names {name!r}; the outputs are {', '.join(sorted(names))}.")
+
+
+def _references(
+    network: Callable[[Sequence[Array]], list[Array]],
+    conditioning: Attainable,
+    samples: Samples,
+    grid: Preprocess | None,
+) -> Iterator[Reference]:
+    for identifier, inputs in zip(samples.identifiers, samples, strict=True):
+        fed = snapped(inputs, grid)
+        outputs = tuple(network(fed))
+        yield Reference(identifier, fed, outputs, conditioning(fed, outputs))
