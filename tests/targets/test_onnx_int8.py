@@ -1,0 +1,103 @@
+"""Moving pairs in an ONNX file changes no value: against onnx's own reference evaluator, and by the fused kernels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from acmix.targets.formats.onnx_quantization import fit_kernels
+from acmix.toolkit.artifact import Artifact
+from acmix.toolkit.target import Array
+
+PADS = (0, 0, 0, 1, 0, 0, 1, 2)
+
+
+def model_of(pads: tuple[int, ...] = PADS, scale_after: float = 0.05, value: float = 0.0) -> onnx.ModelProto:
+    """Integers, a padding between two pairs, and a depthwise convolution."""
+    rng = np.random.default_rng(0)
+    stored: dict[str, Array] = {
+        "scale": np.float32(0.05),
+        "zero": np.int8(-7),
+        "scale_after": np.float32(scale_after),
+        "pads": np.array(pads, np.int64),
+        "value": np.float32(value),
+        "weight": rng.standard_normal((4, 1, 3, 3)).astype(np.float32),
+    }
+    after = ["scale_after", "zero"]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
+        helper.make_node("Pad", ["d", "pads", "value"], ["p"]),
+        helper.make_node("QuantizeLinear", ["p", *after], ["pq"]),
+        helper.make_node("DequantizeLinear", ["pq", *after], ["pd"]),
+        helper.make_node("Conv", ["pd", "weight"], ["y"], group=4, pads=[1, 0, 0, 0], strides=[2, 2]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "padded",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 4, 8, 8))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, list("nchw"))],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in stored.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+
+
+def outputs(model: onnx.ModelProto) -> Array:
+    x = np.random.default_rng(1).standard_normal((1, 4, 8, 8)).astype(np.float32) * 4
+    found = ReferenceEvaluator(model).run(None, {"x": x})[0]
+    assert isinstance(found, np.ndarray)
+    return found
+
+
+def kinds(model: onnx.ModelProto) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph.node)
+
+
+def test_a_padding_moves_into_its_convolution_and_changes_no_value() -> None:
+    model = model_of()
+    before = outputs(model)
+    fit_kernels(model)
+    onnx.checker.check_model(model, full_check=True)
+    assert kinds(model)["Pad"] == 0
+    assert list(next(a for a in model.graph.node[-1].attribute if a.name == "pads").ints) == [1, 1, 1, 2]
+    np.testing.assert_array_equal(outputs(model), before)
+
+
+def test_activations_become_unsigned_and_weights_do_not() -> None:
+    model = model_of()
+    fit_kernels(model)
+    stored = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    points = [stored[n.input[2]] for n in model.graph.node if n.op_type.endswith("QuantizeLinear")]
+    assert {(point.dtype.name, int(point)) for point in points} == {("uint8", 121)}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [model_of(scale_after=0.07), model_of(value=1.0), model_of(pads=(0, 1, 0, 0, 0, 1, 0, 0))],
+    ids=["another grid", "not zeros", "channels"],
+)
+def test_a_padding_that_does_not_commute_stays(model: onnx.ModelProto) -> None:
+    if numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == "pads"))[1]:
+        model.graph.node[-1].CopyFrom(helper.make_node("Identity", ["pd"], ["y"]))
+    before = outputs(model)
+    fit_kernels(model)
+    assert kinds(model)["Pad"] == 1
+    np.testing.assert_array_equal(outputs(model), before)
+
+
+def test_onnx_runtime_fuses_every_convolution(exported: Callable[[str], dict[str, Artifact]], tmp_path: Path) -> None:
+    artifact = exported("w8a8")["onnx"]
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(str(artifact.model_file), options, providers=["CPUExecutionProvider"])
+    found = kinds(onnx.load(tmp_path / "optimised.onnx"))
+    assert found["QLinearConv"] == 4
+    assert found["Conv"] == 0
