@@ -35,12 +35,14 @@ Simulation = Callable[[Sequence[Array]], list[Array]]
 class Calibrated:
     """A float program with its weights mended for quantization, and the ranges of its tensors.
 
-    repairs: what was done to the weights, in words.
+    repairs: what was done to the weights, in words, and what is to be said of the ranges.
+    kept: the nodes that stay float besides those that were asked for.
     """
 
     program: ExportedProgram
     ranges: Ranges | None
     repairs: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
 
 class Calibrator(Protocol):
@@ -75,6 +77,7 @@ def quantize_program(
         if calibrator is None:
             raise ValueError(f"recipe {recipe.name} needs ranges")
         calibrated = calibrator(program, recipe, kept)
+        kept = tuple(dict.fromkeys((*kept, *calibrated.kept)))
     graph = graph_module(calibrated.program).graph
     if calibrated.ranges is not None:
         grid = choose_grid(graph, calibrated.ranges, kept)
@@ -97,9 +100,21 @@ def example_inputs(program: ExportedProgram) -> tuple[Tensor, ...]:
 
 def placed_by_file(program: ExportedProgram, tensors: Sequence[QuantizedTensor], weights: Grid) -> ExportedProgram:
     """The program with its pairs where a saved file holds integers: what such a file has to agree with."""
-    known = {tensor.node: tensor for tensor in tensors if tensor.node}
-    grid = Grid(known, frozenset(known), frozenset(), weights.weights)
-    return quantize(program, grid, example_inputs(program))
+    named = {node.name: node for node in graph_module(program).graph.nodes}
+    known: dict[str, QuantizedTensor] = {}
+    for tensor in sorted(tensors, key=lambda one: one.for_all):
+        if tensor.node in named:
+            known[tensor.node] = tensor
+    produced = frozenset(name for name, tensor in known.items() if tensor.for_all)
+    edges = frozenset(
+        (name, reader.name)
+        for name in known.keys() - produced
+        for reader in named[name].users
+        if reader.name in weights.weights or (reader.name in known and reader.target in COMPUTING_ON_INTEGERS)
+    )
+    sources = {source for source, _ in edges}
+    tensors_read = {name: tensor for name, tensor in known.items() if name in produced or name in sources}
+    return quantize(program, Grid(tensors_read, produced, edges, weights.weights), example_inputs(program))
 
 
 def simulate(
@@ -157,6 +172,8 @@ class _Perturbed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
+COMPUTING_ON_INTEGERS = MOVES | POOLS | JOINS | {torch.ops.aten.mul.Tensor, torch.ops.aten.sigmoid.default}
+"""Of a file that says itself which tensors are integers."""
 INTEGER_OPERATORS = COMPUTE | MOVES | POOLS | JOINS | ACTIVATIONS
 
 

@@ -58,13 +58,15 @@ class Ranges:
 class QuantizedTensor:
     """One tensor that a saved file holds as integers: value = scale * (integer - zero_point).
 
-    node: of the captured program; '' where the converter made the tensor itself.
+    node: of the captured program; '' where the converter made the tensor itself. for_all: every reader gets the
+    integers; otherwise only those that compute on integers, and the others its float value.
     """
 
     node: str
     scale: float
     zero_point: int
     bits: int = 8
+    for_all: bool = True
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,8 @@ class Session:
         if self.process.stdin is None or self.process.stdout is None:
             raise ValueError("the session was opened without pipes")
         watchdog = threading.Timer(TIMEOUT_S, self.process.kill)
+        # A user who interrupts while it starts must not wait for it.
+        watchdog.daemon = True
         watchdog.start()
         try:
             _send(self.process.stdin, command, arrays)

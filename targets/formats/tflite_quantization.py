@@ -227,9 +227,19 @@ def _constant(model: Any, graph: Graph, index: int) -> Array:
 
 def _placed(model: Any, nodes: Mapping[int, str]) -> tuple[QuantizedTensor, ...]:
     """The int8 activations of a file; what a node's value appears as more than once is told once."""
-    found: dict[tuple[str, float, int], None] = {}
-    for tensor in model.subgraphs[0].tensors:
+    subgraph = model.subgraphs[0]
+    codes = [code.builtinCode for code in model.operatorCodes]
+    rounded = {
+        output
+        for operator in subgraph.operators
+        if codes[operator.opcodeIndex] == schema.BuiltinOperator.QUANTIZE
+        and subgraph.tensors[operator.inputs[0]].type == schema.TensorType.FLOAT32
+        for output in operator.outputs
+    }
+    found: dict[tuple[str, float, int, bool], None] = {}
+    for index, tensor in enumerate(subgraph.tensors):
         if tensor.type == schema.TensorType.INT8 and model.buffers[tensor.buffer].data is None:
             q = tensor.quantization
-            found[nodes.get(_index(tensor)[0], ""), float(q.scale[0]), int(q.zeroPoint[0])] = None
-    return tuple(QuantizedTensor(node, scale, zero) for node, scale, zero in found)
+            node, made = nodes.get(_index(tensor)[0], ""), index not in rounded
+            found[node, float(q.scale[0]), int(q.zeroPoint[0]), made] = None
+    return tuple(QuantizedTensor(node, scale, zero, for_all=made) for node, scale, zero, made in found)

@@ -184,15 +184,19 @@ def dtypes(graph: Graph, index: int) -> set[str]:
 
 
 def test_the_file_agrees_with_the_fake_quantized_program(blocks: Prepared) -> None:
-    for sample in blocks.samples:
-        wanted = fake_quantized(blocks.program, blocks.lowered.quantized, sample)
-        assert snr_db(wanted, blocks.run(blocks.file, sample)) > 30
+    # 153 dB where no tie rounds the other way, 47 dB where one does; scales that are 5 % off give 41 to 44 dB.
+    found = sorted(
+        snr_db(fake_quantized(blocks.program, blocks.lowered.quantized, sample), blocks.run(blocks.file, sample))
+        for sample in blocks.samples
+    )
+    assert found[0] > 35
+    assert found[SAMPLES // 2] > 100
 
 
 def test_rounding_at_other_scales_does_not_agree_as_well(blocks: Prepared) -> None:
-    wrong = [dataclasses.replace(q, scale=q.scale * 0.7) for q in blocks.lowered.quantized]
+    wrong = [dataclasses.replace(q, scale=q.scale * 1.05) for q in blocks.lowered.quantized]
     wanted = fake_quantized(blocks.program, wrong, blocks.samples[0])
-    assert snr_db(wanted, blocks.run(blocks.file, blocks.samples[0])) < 25
+    assert snr_db(wanted, blocks.run(blocks.file, blocks.samples[0])) < 60
 
 
 def test_integers_run_in_one_partition_and_the_interface_stays_float32(blocks: Prepared) -> None:
