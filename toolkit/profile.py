@@ -3,92 +3,84 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-
-import numpy as np
 
 from acmix.toolkit import machine
 from acmix.toolkit.artifact import Artifact, check_digests, executed_by
+from acmix.toolkit.conditions import Conditions, Identity, State
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.execute import Interface, file_inputs
-from acmix.toolkit.samples import Probes
+from acmix.toolkit.gate import wait_until_ready
+from acmix.toolkit.journal import Journal
+from acmix.toolkit.measure import PRESETS, Event, Plan, Preset, Recorder, Timed, Watch, keep, measure
+from acmix.toolkit.measurement import Header, Measurement, Subject, assemble, read_measurement, save, summaries
+from acmix.toolkit.samples import Probes, Samples
 from acmix.toolkit.session import Answer, Session, SessionRequest, open_session
+from acmix.toolkit.state.reading import (
+    busiest,
+    files_below,
+    identify,
+    processes,
+    read_state,
+    run_here,
+    seconds_of,
+)
+from acmix.toolkit.target import Array
 
-WARM_UP_RUNS = 10
-WARM_UP_S = 0.3
-SCHEMA_VERSION = 1
+__all__ = [
+    "MOST_PHOTOS",
+    "PRESETS",
+    "Measurement",
+    "Preset",
+    "ProfileRequest",
+    "interface_of",
+    "profile",
+    "read_measurement",
+    "save",
+    "summaries",
+]
+
+MOST_PHOTOS = 64
+"""Photos are held in memory, decoded, so that reading them never comes between two runs."""
 
 
 @dataclass(frozen=True)
 class ProfileRequest:
-    """How to measure. At least `runs` runs and at least `seconds` of them, for each artifact."""
+    """How to measure. At least `runs` runs and at least `seconds` of them, for each artifact.
+
+    wait_s: how long to wait for a cool and idle machine; 0 does not wait.  processes: over so many restarts.
+    """
 
     threads: int = 1
     runs: int = 50
     seconds: float = 1.0
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """Where a measurement was taken."""
-
-    threads: int
-    cpus: tuple[int, ...]
-    governor: str
-    machine: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Timings:
-    """One artifact's raw samples in nanoseconds; statistics are computed from them when asked.
-
-    load_ns: imports not counted. first_run_ns: the first inference after loading. warm_up_ns: the runs that
-    were thrown away. peak_memory_mb: of the whole process, its Python and runtime included.
-    """
-
-    artifact: str
-    target: str
-    precision: str
-    file_sha256: str
-    load_ns: int
-    first_run_ns: int
-    warm_up_ns: tuple[int, ...]
-    latency_ns: tuple[int, ...]
-    peak_memory_mb: float
-
-    def percentile_ms(self, percent: float) -> float:
-        """A percentile of the latency."""
-        return float(np.percentile(np.asarray(self.latency_ns), percent)) / 1e6
+    wait_s: float = 0.0
+    processes: int = 1
+    warm_up_limit_s: float = 15.0
 
     @property
-    def mean_ms(self) -> float:
-        return float(np.mean(self.latency_ns)) / 1e6
-
-    @property
-    def variation(self) -> float:
-        """Standard deviation over mean."""
-        return float(np.std(self.latency_ns) / np.mean(self.latency_ns))
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What `acmix profile` measured: all artifacts of one interleaved run, and the conditions."""
-
-    timings: tuple[Timings, ...]
-    conditions: Conditions
-    schema_version: int = SCHEMA_VERSION
+    def plan(self) -> Plan:
+        """The lengths alone."""
+        return Plan(self.runs, self.seconds, self.processes, self.warm_up_limit_s)
 
 
 def profile(
-    artifacts: Sequence[Artifact], request: ProfileRequest, log: Path, report: Callable[[str], None]
+    artifacts: Sequence[Artifact],
+    request: ProfileRequest,
+    log: Path,
+    report: Callable[[str], None],
+    journal: Path | None = None,
+    photos: Sequence[Samples] = (),
 ) -> Measurement:
     """Measure artifacts on this host.
 
-    Raises UsageError for one that cannot run here or was changed, GateError when a runtime fails.
+    journal: a new file that takes every sample as it comes.  photos: for each artifact its inputs, one a run in
+    turn; without them one input of noise is repeated.  Raises UsageError for an artifact that cannot run here or
+    was changed, GateError when a runtime fails before there was anything to keep.
     """
     cpus = _pinned(request.threads)
     for artifact in artifacts:
@@ -96,21 +88,53 @@ def profile(
         by, reason = executed_by(artifact)
         if by != "runtime":
             raise UsageError(f"{artifact.name} cannot be profiled on this host: {reason}")
+    fed = [_fed(artifact, photos[i] if photos else None) for i, artifact in enumerate(artifacts)]
     with contextlib.ExitStack() as stack:
-        benches = [
-            _Bench(artifact, stack.enter_context(_open(artifact, request, cpus, log)), report) for artifact in artifacts
-        ]
-        report("measuring")
-        _interleave(benches, request)
-        timings = tuple(bench.timings() for bench in benches)
-    conditions = Conditions(request.threads, cpus, machine.governor(cpus[0]), machine.describe())
-    return Measurement(timings, conditions)
+        here = _Host()
+        gate = wait_until_ready(lambda: here.read(False), request.wait_s, report)
+        conditions = Conditions(
+            request.threads, cpus, machine.governor(cpus[0]), machine.describe(), here.identity, gate
+        )
+        header = Header(tuple(map(_subject, artifacts)), request.plan, _inputs_named(fed, photos), conditions)
+        recorder = Recorder(len(artifacts), stack.enter_context(_journal(journal, header)))
+        try:
+            watch = Watch(here.read, report)
+            cut = keep(recorder, lambda: _measure_processes(artifacts, fed, request, log, recorder, here, watch))
+        finally:
+            if journal and not recorder.has_samples:
+                journal.unlink()
+        recorder.note(Event(after=here.read(True)))
+    return assemble(header, recorder, cut)
+
+
+def _measure_processes(
+    artifacts: Sequence[Artifact],
+    fed: Sequence[Sequence[list[Array]]],
+    request: ProfileRequest,
+    log: Path,
+    recorder: Recorder,
+    here: _Host,
+    watch: Watch,
+) -> None:
+    """All artifacts, started so many times."""
+    for _ in range(request.processes):
+        with contextlib.ExitStack() as stack:
+            sessions = [stack.enter_context(_open(artifact, request, log)) for artifact in artifacts]
+            here.children = [session.process.pid for session in sessions]
+            stack.callback(here.retire)
+            lanes = [_HostLane(session, inputs) for session, inputs in zip(sessions, fed, strict=True)]
+            measure(lanes, request.plan.share, recorder, watch)
 
 
 def interface_of(artifact: Artifact) -> Interface:
     """How an artifact's samples are fed and read."""
     m = artifact.manifest
     return Interface(m.inputs, m.outputs, m.file_inputs, m.file_outputs, m.preprocess)
+
+
+def _subject(artifact: Artifact) -> Subject:
+    m = artifact.manifest
+    return Subject(artifact.name, m.target.name, m.recipe.name, m.files[0].sha256)
 
 
 def _pinned(threads: int) -> tuple[int, ...]:
@@ -120,87 +144,82 @@ def _pinned(threads: int) -> tuple[int, ...]:
     return usable[-threads:]
 
 
-def _open(
-    artifact: Artifact, request: ProfileRequest, cpus: tuple[int, ...], log: Path
-) -> contextlib.AbstractContextManager[Session]:
+def _fed(artifact: Artifact, photos: Samples | None) -> list[list[Array]]:
+    """What the file is fed, run after run, in its own layout."""
+    interface = interface_of(artifact)
+    if photos is not None:
+        return [file_inputs(sample, interface) for sample in islice(photos, MOST_PHOTOS)]
+    probes = Probes(artifact.manifest.inputs)
+    return [file_inputs(dict(zip(probes.identifiers, probes, strict=True))["noise"], interface)]
+
+
+def _inputs_named(fed: Sequence[Sequence[object]], photos: Sequence[Samples]) -> str:
+    return f"{len(fed[0])} photos of {photos[0].name}, in turn" if photos else "one input of noise, repeated"
+
+
+@contextlib.contextmanager
+def _journal(file: Path | None, header: Header) -> Iterator[Journal | None]:
+    if file is None:
+        yield None
+        return
+    journal = Journal(file)
+    try:
+        journal.write(header)
+        yield journal
+    finally:
+        journal.close()
+
+
+def _open(artifact: Artifact, request: ProfileRequest, log: Path) -> contextlib.AbstractContextManager[Session]:
     file = str(artifact.model_file)
-    return open_session(SessionRequest(artifact.manifest.target.name, file, request.threads, cpus), log)
+    return open_session(
+        SessionRequest(artifact.manifest.target.name, file, request.threads, _pinned(request.threads)), log
+    )
 
 
-class _Bench:
-    """One artifact under measurement: loaded and warm once constructed."""
+class _HostLane:
+    """One artifact in a child process of this host."""
 
-    def __init__(self, artifact: Artifact, session: Session, report: Callable[[str], None]) -> None:
-        report(f"loading {artifact.name}")
-        self.artifact = artifact
+    def __init__(self, session: Session, inputs: Sequence[list[Array]]) -> None:
         self.session = session
-        probes = Probes(artifact.manifest.inputs)
-        noise = dict(zip(probes.identifiers, probes, strict=True))["noise"]
-        self.load_ns = session.load().latency_ns[0]
-        first, _ = session.run_timed(file_inputs(noise, interface_of(artifact)))
-        self.first_run_ns = first.latency_ns[0]
-        self.warm_up_ns = self._warm_up()
-        self.latency_ns: list[int] = []
-        self.last: Answer = first
+        self.inputs = inputs
+        self.runs = 0
 
-    def _warm_up(self) -> tuple[int, ...]:
-        samples: list[int] = []
-        while len(samples) < WARM_UP_RUNS or sum(samples) < WARM_UP_S * 1e9:
-            samples += self.session.time(1).latency_ns
-        return tuple(samples)
+    def load(self) -> Timed:
+        return _run_of(self.session.load())
 
-    def run_once(self) -> None:
-        self.last = self.session.time(1)
-        self.latency_ns += self.last.latency_ns
-
-    def enough(self, request: ProfileRequest) -> bool:
-        return len(self.latency_ns) >= request.runs and sum(self.latency_ns) >= request.seconds * 1e9
-
-    def timings(self) -> Timings:
-        manifest = self.artifact.manifest
-        return Timings(
-            self.artifact.name,
-            manifest.target.name,
-            manifest.recipe.name,
-            manifest.files[0].sha256,
-            self.load_ns,
-            self.first_run_ns,
-            self.warm_up_ns,
-            tuple(self.latency_ns),
-            round(self.last.peak_memory_mb, 1),
-        )
+    def run(self) -> Timed:
+        turn = self.inputs[self.runs % len(self.inputs)]
+        # One repeated input stays in the child: sending it again would only warm other caches than the network's.
+        again = self.runs > 0 and len(self.inputs) == 1
+        self.runs += 1
+        return _run_of(self.session.time(1) if again else self.session.run_timed(turn)[0])
 
 
-def _interleave(benches: Sequence[_Bench], request: ProfileRequest) -> None:
-    """A B B A, so that drift of the machine hits all alike, until the slowest to gather has enough."""
-    order = list(benches)
-    while not all(bench.enough(request) for bench in benches):
-        for bench in order:
-            bench.run_once()
-        order.reverse()
+def _run_of(answer: Answer) -> Timed:
+    return Timed(answer.latency_ns[0], round(answer.peak_memory_mb, 1))
 
 
-def summaries(measurement: Measurement) -> list[dict[str, float | str]]:
-    """Percentiles of every artifact, computed from its raw samples; the ratio is of medians, to the first."""
-    base = measurement.timings[0].percentile_ms(50)
-    return [
-        {
-            "artifact": t.artifact,
-            "runs": len(t.latency_ns),
-            **{f"p{p}_ms": t.percentile_ms(p) for p in (50, 90, 99)},
-            "mean_ms": t.mean_ms,
-            "ratio": t.percentile_ms(50) / base,
-        }
-        for t in measurement.timings
-    ]
+class _Host:
+    """This machine's state, with the share of our own processes told apart."""
 
+    def __init__(self) -> None:
+        self.read_text = files_below(Path("/"))
+        self.identity: Identity = identify(self.read_text, run_here)
+        self.children: list[int] = []
+        self.retired_s = 0.0
+        self.listed: dict[tuple[int, str], float] | None = None
 
-def save(measurement: Measurement, folder: Path) -> Path:
-    """Write the raw samples beside the artifacts, under the time of the measurement."""
-    import msgspec
+    def retire(self) -> None:
+        """The children are about to end: what they used stays ours."""
+        self.retired_s += seconds_of(self.children)
+        self.children = []
 
-    file = folder / f"profile-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as partial:
-        partial.write(msgspec.json.encode(measurement) + b"\n")
-    Path(partial.name).chmod(0o644)
-    return Path(partial.name).rename(file)
+    def read(self, thorough: bool) -> State:
+        """thorough: also which other processes worked since the last thorough reading."""
+        state = read_state(self.identity, self.read_text, run_here, thorough=thorough)
+        ours, names = [os.getpid(), *self.children], None
+        if thorough:
+            earlier, self.listed = self.listed or processes(ours), processes(ours)
+            names = busiest(earlier, self.listed)
+        return replace(state, ours_s=self.retired_s + seconds_of(ours), busiest=names)
