@@ -43,6 +43,15 @@ def export_model(
     accept_calibration: Annotated[
         bool, typer.Option("--accept-calibration", help="Calibrate on samples that the checks refuse.")
     ] = False,
+    max_drop: Annotated[
+        float | None, typer.Option("--max-drop", help="mixed: points of top-1 that may be lost on --data (1).")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="mixed: held-out photos, with labels.csv or a folder a class.")
+    ] = None,
+    data_count: Annotated[
+        int | None, typer.Option("--data-count", min=1, help="mixed: at most so many photos of --data (500).")
+    ] = None,
     preprocess: Annotated[
         str | None, typer.Option("--preprocess", help="'imagenet' or a TOML file; for your own models.")
     ] = None,
@@ -81,6 +90,7 @@ def export_model(
     flags = requests.ExportFlags(
         model, target, precision, weights, tuple(inputs or ()), out, overwrite, photos, preprocess, labels, seed,
         min_snr, require_full_delegation, calibration, calibration_count, accept_calibration,
+        max_drop, data, data_count,
     )  # fmt: skip
     target_flags = {
         "layout": layout,
@@ -95,10 +105,14 @@ def export_model(
         from acmix.apps import adaptive
 
         raise typer.Exit(adaptive.export(flags, given, exits, as_json))
-    request = requests.export_request(flags, given)
+    from acmix.apps import analysis
+
+    request = analysis.following(requests.export_request(flags, given))
     results = _run_export(request)
     if as_json:
-        print_json("export", outcomes=[requests.outcome_record(r) for r in results])
+        outcomes = [requests.outcome_record(r) for r in results]
+        print_json("export", outcomes=outcomes, tradeoff=analysis.tradeoff_of(request))
+    analysis.keep_tradeoff(request, results)
     raise typer.Exit(_report_export(results))
 
 
@@ -131,10 +145,11 @@ def _report_export(results: list[Outcome]) -> int:
             screen.print(f"{result.target}: {result.error}", style="red")
         elif result.artifact and result.artifact.manifest.proof.reason:
             screen.print(f"{result.target}: {result.artifact.manifest.proof.reason}")
-    remarks = {tables.conditioning(r.artifact.manifest) for r in results if r.artifact is not None}
-    for remark in sorted(remarks - {""}):
-        screen.print(remark)
     done = [r.artifact for r in results if r.artifact is not None]
+    remarks = {tables.conditioning(artifact.manifest) for artifact in done}
+    repairs = [r for artifact in done if (q := artifact.manifest.quantization) is not None for r in q.repairs]
+    for remark in (*dict.fromkeys(repairs), *sorted(remarks - {""})):
+        screen.print(remark)
     if done:
         screen.print(f"Wrote {', '.join(str(a.folder) for a in done)}")
         runnable = [str(a.folder) for a in done if a.manifest.proof.executed_by == "runtime"]

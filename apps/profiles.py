@@ -30,12 +30,15 @@ VERDICT_STYLES = {"valid": "green", "noisy": "yellow", "throttled": "red", "inco
 
 @dataclass(frozen=True)
 class ProfileFlags:
-    """The flags of `acmix profile`; runs and seconds, where given, take the place of the preset's."""
+    """The flags of `acmix profile`; runs and seconds, where given, take the place of the preset's.
+
+    threads: None where it was not given: 1 on this host, elsewhere what the device's file says.
+    """
 
     preset: str
     runs: int | None
     seconds: float | None
-    threads: int
+    threads: int | None
     wait_s: float
     photos: Path | None
 
@@ -49,7 +52,8 @@ def request_of(flags: ProfileFlags) -> profiling.ProfileRequest:
         raise UsageError(f"there is no preset {flags.preset!r}.{meant}\nacmix profile has {known}.")
     runs = plan.runs if flags.runs is None else flags.runs
     seconds = plan.seconds if flags.seconds is None else flags.seconds
-    return profiling.ProfileRequest(flags.threads, runs, seconds, flags.wait_s, plan.processes)
+    threads = 1 if flags.threads is None else flags.threads
+    return profiling.ProfileRequest(threads, runs, seconds, flags.wait_s, plan.processes)
 
 
 def profile(folders: Sequence[Path], flags: ProfileFlags, as_json: bool) -> None:
@@ -94,7 +98,10 @@ def latencies(measurement: profiling.Measurement) -> Table:
     c = measurement.conditions
     cpus = ",".join(map(str, c.cpus))
     threads = f"{c.threads} thread{'s' * (c.threads != 1)}"
-    caption = f"{printable(c.machine.get('cpu', ''))}, {threads} on cpu {cpus}, governor {printable(c.governor)}"
+    where = f"on cpu {cpus}" if cpus else "where the system puts it"
+    caption = f"{printable(c.machine.get('cpu', ''))}, {threads} {where}, governor {printable(c.governor)}"
+    if "runtime" in c.machine:
+        caption += f"\n{printable(c.machine['runtime'])}"
     made = tables.table(
         "artifact", ">runs", ">p50 ms", ">p90 ms", ">p99 ms", ">cv %", ">first ms", ">load ms", ">peak MB", ">ratio",
         caption=caption,

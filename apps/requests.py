@@ -16,9 +16,17 @@ from acmix.toolkit.request import ExportRequest, Outcome, TargetRequest
 from acmix.toolkit.source import ModelSource, find_model, parse_input
 
 if TYPE_CHECKING:
+    from acmix.calibration.calibrate import SampleCalibrator
+    from acmix.calibration.photos import PhotoFolder
     from acmix.toolkit.quantized import Calibrator
+    from acmix.toolkit.samples import Samples
 
 PHOTOS_IN_PROOF = 32
+MIXED = "mixed"
+MAX_DROP = 1.0
+"""Points of top-1 that mixed may lose."""
+DATA_COUNT = 500
+"""Photos that judge it, at most: they stay in memory."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,9 @@ class ExportFlags:
     calibration: str | None = None
     calibration_count: int | None = None
     accept_calibration: bool = False
+    max_drop: float | None = None
+    data: Path | None = None
+    data_count: int | None = None
 
 
 def export_request(flags: ExportFlags, target_flags: dict[str, Any]) -> ExportRequest:
@@ -51,7 +62,7 @@ def export_request(flags: ExportFlags, target_flags: dict[str, Any]) -> ExportRe
     labels = read_labels(flags.labels) if flags.labels else ()
     for request in targets:
         catalog.require_packages(request.name)
-    source = _source(flags)
+    source = model_source(flags)
     if any(getattr(t.options, "image_input", False) for t in targets) and source.spec.preprocess is None:
         raise UsageError("--image-input bakes the preprocessing in, and this model has none.\nAdd --preprocess.")
     samples = None
@@ -82,6 +93,12 @@ def export_request(flags: ExportFlags, target_flags: dict[str, Any]) -> ExportRe
 
 def _calibrator(flags: ExportFlags, recipe: Recipe, source: ModelSource) -> Calibrator | None:
     """Checked calibration samples, where the recipe needs them; raises UsageError without, and for unfit ones."""
+    _refuse_data(flags, recipe)
+    if _has_pairs(source):
+        from acmix.toolkit.pairs import check_request
+
+        check_request(recipe, flags.calibration is not None)
+        return None
     if not recipe.needs_ranges:
         if flags.calibration is not None:
             raise UsageError(
@@ -89,6 +106,27 @@ def _calibrator(flags: ExportFlags, recipe: Recipe, source: ModelSource) -> Cali
                 "Leave it out, or ask for --precision w8a8."
             )
         return None
+    made = sample_calibrator(flags, recipe, source)
+    if recipe.name != MIXED:
+        return made
+    from acmix.calibration.ladder import MixedCalibrator
+
+    data = held_out(flags, source, made.samples, DATA_COUNT)
+    return MixedCalibrator(made.samples, data, MAX_DROP if flags.max_drop is None else flags.max_drop, made.remarks)
+
+
+def _has_pairs(source: ModelSource) -> bool:
+    """Whether the model is a saved program that its author quantized: then its ranges are its own."""
+    if source.kind != "program":
+        return False
+    from acmix.toolkit.pairs import has_pairs
+    from acmix.toolkit.program import load_program
+
+    return has_pairs(load_program(Path(source.reference)))
+
+
+def sample_calibrator(flags: ExportFlags, recipe: Recipe, source: ModelSource) -> SampleCalibrator:
+    """The checked samples of --calibration; raises UsageError without, and for unfit ones."""
     if flags.calibration is None:
         raise UsageError(
             f"--precision {recipe.name} needs calibration: photos like those that the model will see.\n"
@@ -107,7 +145,38 @@ def _calibrator(flags: ExportFlags, recipe: Recipe, source: ModelSource) -> Cali
     return SampleCalibrator(samples, tuple(f.sentence for f in findings))
 
 
-def _source(flags: ExportFlags) -> ModelSource:
+def held_out(flags: ExportFlags, source: ModelSource, samples: Samples, count: int) -> PhotoFolder:
+    """The photos of --data, at most --data-count; raises UsageError for one that calibrates."""
+    from acmix.calibration.ladder import require_disjoint
+    from acmix.calibration.photos import read_photo_folder
+
+    assert flags.data is not None
+    data = read_photo_folder(flags.data, source.spec.preprocess)
+    data = data.first(count if flags.data_count is None else flags.data_count)
+    require_disjoint(samples, data)
+    return data
+
+
+def _refuse_data(flags: ExportFlags, recipe: Recipe) -> None:
+    """Raise UsageError for the flags of mixed without it, for mixed without photos to judge on, for a wrong budget."""
+    given = {"--max-drop": flags.max_drop, "--data": flags.data, "--data-count": flags.data_count}
+    typed = [flag for flag, value in given.items() if value is not None]
+    if recipe.name != MIXED and typed:
+        raise UsageError(
+            f"{typed[0]} belongs to --precision mixed, and asked for was {recipe.name!r}.\n"
+            "Leave it out, or ask for --precision mixed; acmix evaluate measures a finished file."
+        )
+    if recipe.name == MIXED and flags.data is None:
+        raise UsageError(
+            "--precision mixed needs photos to judge its repairs on, others than those of --calibration.\n"
+            "Give --data FOLDER: with labels.csv or a folder a class, top-1 is held; without, agreement with eager."
+        )
+    if flags.max_drop is not None and not 0.0 <= flags.max_drop <= 100.0:
+        raise UsageError(f"--max-drop {flags.max_drop:g} is no number of points.\nGive 0 to 100; the default is 1.")
+
+
+def model_source(flags: ExportFlags) -> ModelSource:
+    """What --model, --input and --preprocess name."""
     specs = tuple(parse_input(text, i) for i, text in enumerate(flags.inputs))
     source = find_model(flags.model, specs)
     if flags.preprocess is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -12,10 +12,9 @@ from rich.text import Text
 from acmix.toolkit.verify import SNR_LIMIT_DB
 
 if TYPE_CHECKING:
-    from acmix.toolkit.artifact import Artifact, Manifest
+    from acmix.toolkit.artifact import Artifact, Manifest, Quantization
     from acmix.toolkit.catalog import ModelCard
     from acmix.toolkit.evaluate import Evaluation
-    from acmix.toolkit.profile import Measurement
     from acmix.toolkit.request import Outcome
     from acmix.toolkit.target import Placement
     from acmix.toolkit.verify import Agreement, Proof
@@ -69,6 +68,13 @@ def delegation(placement: Placement) -> str:
     return f"{inside} of {total}{parts}"
 
 
+def outside(placement: Placement) -> str:
+    """The share of the arithmetic outside the delegate; '' where only the device knows."""
+    if any(op.delegated is None for op in placement.operators):
+        return ""
+    return f"{placement.macs_outside_share:.1%} of multiply-accumulates outside the delegate; "
+
+
 def _worst(agreements: Iterable[Agreement]) -> Agreement | None:
     return min(agreements, key=lambda a: SNR_LIMIT_DB if a.snr_db is None else a.snr_db, default=None)
 
@@ -107,6 +113,12 @@ def conditioning(manifest: Manifest) -> str:
     worst = _worst(manifest.proof.agreements)
     if worst is None or worst.asked_db >= worst.tolerance.snr_db:
         return ""
+    if manifest.quantization is not None:
+        return (
+            f"{manifest.recipe.name} costs {manifest.model.name} more than usual: on {worst.worst_sample!r} integers "
+            f"alone leave so little that {worst.asked_db:.0f} dB were asked for in place of "
+            f"{worst.tolerance.snr_db:.0f}. Which layers: acmix analyze."
+        )
     return (
         f"{manifest.model.name} amplifies rounding: on {worst.worst_sample!r} eager itself keeps so little under "
         f"{manifest.recipe.name} rounding that {worst.asked_db:.0f} dB were asked for in place of "
@@ -141,9 +153,16 @@ def models(cards: Sequence[ModelCard]) -> Table:
     return made
 
 
+def _headings(placement: Placement) -> tuple[str, str]:
+    """Of the columns for place and reason: where only the device knows, both are a prediction."""
+    predicted = any(operator.delegated is None for operator in placement.operators)
+    return ("predicted to run on", "why") if predicted else ("runs on", "why not delegated")
+
+
 def operators(placement: Placement) -> Table:
     """Operators by kind and place, those outside the delegate with their reasons."""
-    made = table("operator", ">count", "runs on", ">% of MACs", "why not delegated", caption=placement.determined_by)
+    where, why = _headings(placement)
+    made = table("operator", ">count", where, ">% of MACs", why, caption=placement.determined_by)
     total = sum(op.macs for op in placement.operators) or 1
     groups = Counter((op.kind, op.runs_on, op.reason) for op in placement.operators)
     for (kind, runs_on, reason), count in sorted(groups.items(), key=lambda g: (not g[0][2], -g[1], g[0])):
@@ -154,21 +173,34 @@ def operators(placement: Placement) -> Table:
 
 def every_operator(placement: Placement) -> Table:
     """Every operator, in the order of the file."""
-    made = table(">#", "operator", "name", "runs on", ">MMAC", "why not delegated", caption=placement.determined_by)
+    where, why = _headings(placement)
+    made = table(">#", "operator", "name", where, ">MMAC", why, caption=placement.determined_by)
     for i, op in enumerate(placement.operators):
         macs = f"{op.macs / 1e6:.2f}" if op.macs else ""
         made.add_row(str(i), op.kind, op.name, op.runs_on, macs, op.reason)
     return made
 
 
+def _second_opinion(proof: Proof) -> str:
+    """How far the reference evaluator is from the runtime; '' where only one of them ran."""
+    if proof.reference_error:
+        return f"The reference evaluator failed: {proof.reference_error}"
+    told = (f"{one.output} {snr(one.snr_db)} dB (worst on {one.worst_sample})" for one in proof.differences)
+    return f"Reference evaluator against the runtime: {', '.join(told)}" if proof.differences else ""
+
+
 def agreements(proof: Proof) -> Table:
-    """Every output against eager float32."""
+    """Every output against eager float32, and of a quantized file against its simulation."""
     made = table(
-        "output", ">samples", ">worst SNR dB", ">max abs", ">cosine", ">same top-1", "worst on", ">asked dB", ""
-    )
-    for a in proof.agreements:
+        "output", "against", ">samples", ">worst SNR dB", ">max abs", ">cosine", ">same top-1", "worst on", ">asked dB",
+        "",
+        caption=_second_opinion(proof),
+    )  # fmt: skip
+    against = [(a, "eager") for a in proof.agreements] + [(a, "simulation") for a in proof.conversion]
+    for a, other in against:
         made.add_row(
             a.output,
+            other,
             str(a.samples),
             snr(a.snr_db),
             f"{a.max_abs:.2e}",
@@ -177,30 +209,6 @@ def agreements(proof: Proof) -> Table:
             a.worst_sample,
             f"{a.asked_db:.0f}",
             mark(a.passed),
-        )
-    return made
-
-
-def latencies(measurement: Measurement) -> Table:
-    """Percentiles of every artifact; the ratio is of the medians, to the first one."""
-    c = measurement.conditions
-    cpus = ",".join(map(str, c.cpus))
-    caption = f"{c.machine['cpu']}, {c.threads} thread{'s' * (c.threads != 1)} on cpu {cpus}, governor {c.governor}"
-    made = table(
-        "artifact", ">runs", ">p50 ms", ">p90 ms", ">p99 ms", ">cv %", ">first ms", ">load ms", ">peak MB", ">ratio",
-        caption=caption,
-    )  # fmt: skip
-    base = measurement.timings[0].percentile_ms(50)
-    for t in measurement.timings:
-        made.add_row(
-            t.artifact,
-            str(len(t.latency_ns)),
-            *(f"{t.percentile_ms(p):.2f}" for p in (50, 90, 99)),
-            f"{100 * t.variation:.0f}",
-            f"{t.first_run_ns / 1e6:.1f}",
-            f"{t.load_ns / 1e6:.0f}",
-            f"{t.peak_memory_mb:.0f}",
-            f"{t.percentile_ms(50) / base:.2f}",
         )
     return made
 
@@ -241,6 +249,21 @@ def summary(manifest: Manifest) -> Table:
         made.add_row("form", f"{form}, {times} times")
     for rule in prepared.rewrites:
         made.add_row("rewrite", f"{rule.name}, {rule.times} times ({rule.claim})")
+    if manifest.quantization is not None:
+        for title, text in _integers(manifest.quantization):
+            made.add_row(title, text)
     made.add_row("same bytes", manifest.target.nondeterminism or "yes: exporting again gives the same file")
     made.add_row("against eager", Text.assemble(verdict(manifest.proof), " ", manifest.proof.reason))
     return made
+
+
+def _integers(quantization: Quantization) -> Iterator[tuple[str, str]]:
+    """What of a quantized file is integers, and what stays float."""
+    yield "int8", f"weights of {quantization.layers} layers, {quantization.tensors} activations"
+    if quantization.calibration is not None:
+        samples = quantization.calibration.samples
+        yield "calibrated", f"on {samples.count} of {samples.name}, observer {quantization.calibration.observer}"
+    for repair in quantization.repairs:
+        yield "repair", repair
+    for kept in quantization.kept_float:
+        yield "stays float", f"{kept.operator}, {kept.count} times: {kept.reason}"

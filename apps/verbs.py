@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from acmix.apps.output import console, log_file, print_json
 from acmix.toolkit import catalog
 from acmix.toolkit.errors import UsageError, did_you_mean
-
-if TYPE_CHECKING:
-    from acmix.toolkit.artifact import Artifact
 
 Folder = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A folder that acmix-export wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
@@ -39,12 +35,15 @@ def list_room(
 
 
 def _list_models(as_json: bool) -> None:
-    cards = catalog.model_cards()
+    from acmix.toolkit.adaptive.find import adaptive_names
+
+    cards, adaptive = catalog.model_cards(), sorted(adaptive_names())
     if as_json:
-        return print_json("list", models=cards)
+        return print_json("list", models=cards, adaptive=adaptive)
     from acmix.apps import tables
 
     console().print(tables.models(cards))
+    console().print(f"Adaptive: {', '.join(adaptive)}, and cascade:NAME@SIZE,NAME@SIZE of any classifiers.")
     return None
 
 
@@ -94,6 +93,10 @@ def verify(artifact: Folder, as_json: Json = False) -> None:
     from acmix.toolkit.artifact import open_artifact
     from acmix.toolkit.reproof import reprove
 
+    if _is_adaptive(artifact):
+        from acmix.apps import adaptive
+
+        raise typer.Exit(adaptive.verify(artifact, as_json))
     opened = open_artifact(artifact)
     with log_file(artifact, "verify") as log:
         proof = reprove(opened, log)
@@ -123,6 +126,10 @@ def inspect(
     # A flag that belongs to --model is refused there beside an artifact, not passed over.
     if artifact is None or model is not None or target is not None or inputs:
         return forecasts.show(artifact, model, target, tuple(inputs or ()), every, as_json)
+    if _is_adaptive(artifact):
+        from acmix.apps import adaptive
+
+        return adaptive.inspect(artifact, as_json)
     opened = open_artifact(artifact)
     if as_json:
         return print_json("inspect", artifact=opened.name, manifest=opened.manifest)
@@ -132,9 +139,8 @@ def inspect(
     if manifest.proof.agreements:
         screen.print(tables.agreements(manifest.proof))
     screen.print(tables.delegation(manifest.placement))
-    outside = manifest.placement.macs_outside_share
     changes = sum(op.changes_layout for op in manifest.placement.operators)
-    screen.print(f"{outside:.1%} of multiply-accumulates outside the delegate; {changes} operators only change layout")
+    screen.print(f"{tables.outside(manifest.placement)}{changes} operators only change layout")
     screen.print(tables.every_operator(manifest.placement) if every else tables.operators(manifest.placement))
     return None
 
@@ -156,6 +162,10 @@ def evaluate(
     from acmix.toolkit import evaluate as evaluation
     from acmix.toolkit.artifact import open_artifact
 
+    if _is_adaptive(artifact):
+        from acmix.apps import adaptive
+
+        return adaptive.evaluate(artifact, data, limit, as_json)
     opened = open_artifact(artifact)
     samples = read_photo_folder(data, opened.manifest.preprocess)
     samples = samples.first(limit) if limit else samples
@@ -168,32 +178,97 @@ def evaluate(
     screen.print(tables.evaluations([result]))
     if result.eager_missing:
         screen.print(f"No agreement with eager: {result.eager_missing}")
+    return None
+
+
+def exits(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A folder of an adaptive model.")],
+    photos: Annotated[Path, typer.Option("--photos", help="Photos to choose the thresholds on, labelled or not.")],
+    aim: Annotated[
+        str, typer.Option("--exits", help="accuracy=POINTS, cost=MS, rates=0.6,0.4, geometric=ROW, thresholds=0.8")
+    ] = "accuracy=0.5",
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Draw accuracy against mean cost: .png, .svg.")
+    ] = None,
+    baseline: Annotated[
+        list[Path] | None, typer.Option("--baseline", help="With --picture: artifacts of single models to draw.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Choose the exit thresholds of an adaptive artifact anew, on photos and at this host's speed."""
+    from acmix.apps import adaptive
+
+    adaptive.exits(artifact, photos, aim, picture, tuple(baseline or ()), as_json)
+
+
+def _is_adaptive(folder: Path) -> bool:
+    from acmix.toolkit.adaptive.artifact import is_adaptive
+
+    return is_adaptive(folder)
 
 
 def profile(
-    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifacts; several are interleaved.")],
-    threads: Annotated[int, typer.Option("--threads", help="Runtime threads, each pinned to a processor.")] = 1,
-    runs: Annotated[int, typer.Option("--runs", min=1, help="At least so many runs.")] = 50,
+    artifacts: Annotated[
+        list[Path] | None, typer.Argument(metavar="ARTIFACT...", help="Artifacts; several are interleaved.")
+    ] = None,
+    preset: Annotated[str, typer.Option("--preset", metavar="rapid|quick|normal", help="How long.")] = "rapid",
+    threads: Annotated[
+        int | None, typer.Option("--threads", help="Runtime threads; without it 1, or what the device's file says.")
+    ] = None,
+    runs: Annotated[int | None, typer.Option("--runs", min=1, help="At least so many runs, not the preset's.")] = None,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=0.0, max=3600.0, help="At least so many seconds of runs.")
-    ] = 1.0,
+        float | None, typer.Option("--seconds", min=0.0, max=3600.0, help="At least so many seconds of runs.")
+    ] = None,
+    wait: Annotated[
+        float, typer.Option("--wait", min=0.0, max=3600.0, help="Wait so long for a cool and idle machine; 0: do not.")
+    ] = 10.0,
+    photos: Annotated[Path | None, typer.Option("--photos", help="Each run takes the next photo of a folder.")] = None,
+    show: Annotated[
+        Path | None, typer.Option("--show", help="Measure nothing: show a saved file or a journal.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="NAME[,NAME]", help="Where: names of `acmix devices list`.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Latency on this host: load, first run, warm-up apart, raw samples kept."""
-    from acmix.apps import tables
-    from acmix.toolkit import profile as profiling
-    from acmix.toolkit.artifact import open_artifact
+    """Latency on this host or on devices, with a verdict on whether to believe it; raw samples kept."""
+    from acmix.apps import profiles
 
-    opened: list[Artifact] = [open_artifact(folder) for folder in artifacts]
-    screen = console()
-    with log_file(artifacts[0], "profile") as log, screen.status("starting") as status:
-        request = profiling.ProfileRequest(threads, runs, seconds)
-        measurement = profiling.profile(opened, request, log, status.update)
-    saved = profiling.save(measurement, artifacts[0].absolute().parent)
-    if as_json:
-        print_json("profile", measurement=measurement, summary=profiling.summaries(measurement), saved=str(saved))
-    screen.print(tables.latencies(measurement))
-    screen.print(f"Raw samples: {os.path.relpath(saved)}")
+    if show is not None and not artifacts:
+        return profiles.show(show, as_json)
+    if show is not None or not artifacts:
+        raise UsageError(
+            "acmix profile measures artifacts, or shows one measurement.\n"
+            "Write `acmix profile build/lsnet_t-tflite-float32`, or `acmix profile --show profile-....json`."
+        )
+    if any(_is_adaptive(folder) for folder in artifacts):
+        from acmix.apps import adaptive
+
+        if device is not None:
+            raise UsageError("an adaptive artifact is measured on this host alone.\nLeave --device out.")
+        return adaptive.profile(artifacts, photos, 1 if threads is None else threads, as_json)
+    flags = profiles.ProfileFlags(preset, runs, seconds, threads, wait, photos)
+    if device is not None:
+        from acmix.apps.board import profile as board
+
+        return board.profile(artifacts, device, flags, as_json)
+    return profiles.profile(artifacts, flags, as_json)
+
+
+def compare(
+    a: Folder,
+    b: Annotated[Path | None, typer.Argument(metavar="[ARTIFACT]", help="The other side; without it: eager.")] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Find the first module where the two part.")] = False,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Where the network comes from, when it is your own: file.py:make.")
+    ] = None,
+    photos: Annotated[Path | None, typer.Option("--photos", help="Compare the outputs on these photos too.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare an artifact with eager or with another one; with --layers, module by module."""
+    from acmix.apps import comparison
+
+    raise typer.Exit(0 if comparison.show(a, b, layers, model, photos, as_json) else 1)
 
 
 def doctor(as_json: Json = False) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ def correct_bias(
     samples: Samples,
     quantize_value: QuantizeValue | None = None,
     most: int = SAMPLES,
+    skip: Collection[str] = (),
 ) -> tuple[ExportedProgram, dict[str, Tensor]]:
     """A copy of the float program with corrected biases, and what was added to each: by layer, [channels].
 
@@ -44,11 +45,16 @@ def correct_bias(
     bias correction (Nagel et al. 2019, section 4.2 and appendix D). A layer without a bias gets one. The weights
     stay float: quantize them by the same callable afterwards.
 
-    most: samples used, spread evenly over all; their activations are in memory at once.
+    skip: layers whose bias stays as it is.  most: samples used, spread evenly over all; their activations are in
+    memory at once.
     Raises UsageError as `acmix.calibration.collect.collect` does.
     """
     made = copy_program(program)
-    found = [layer for layer in layers(made) if layer.bias or _bias_before(made, layer) is not None]
+    found = [
+        layer
+        for layer in layers(made)
+        if layer.node.name not in skip and (layer.bias or _bias_before(made, layer) is not None)
+    ]
     chosen = {i * len(samples) // most for i in range(most)} if len(samples) > most else set(range(len(samples)))
     inputs = [sample for i, (_, sample) in enumerate(each_sample(program, samples)) if i in chosen]
     corrections = _Parallel(made, found, quantize_weight, quantize_value or _as_it_is).corrections(inputs)

@@ -106,6 +106,7 @@ class ExecuTorch:
         from acmix.targets.formats import executorch_placement as placement
         from acmix.targets.formats.executorch_shortcuts import shortcuts
 
+        _refuse_unfit_pairs(program, job)
         delegate, backend = job.options.delegate, BACKENDS[job.options.delegate]
         is_float16 = job.recipe.weights == "float16"
         with _quiet(), _quiet_coremltools(delegate), shortcuts(program):
@@ -167,6 +168,17 @@ class ExecuTorch:
         from acmix.targets.formats import executorch_taps
 
         return executorch_taps.tap(file, copy)
+
+
+def _refuse_unfit_pairs(program: ExportedProgram, job: LoweringJob) -> None:
+    """Raise UsageError where XNNPACK leaves a layer with int8 weights, or would fuse a rounding away."""
+    from acmix.toolkit.pairs import are_own, unfit_for_fusion
+
+    if are_own(job.ranges) and (reason := unfit_for_fusion(program.graph)):
+        raise UsageError(
+            f"executorch cannot keep the program's own pairs: {reason}.\n"
+            "XNNPACK wants one pair on each side of a layer and its activation; or leave executorch out of --target."
+        )
 
 
 def constant_methods(job: LoweringJob) -> dict[str, Any]:

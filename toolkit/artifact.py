@@ -19,7 +19,7 @@ from acmix.toolkit.spec import Preprocess, TensorSpec
 from acmix.toolkit.target import ExecutedBy, Placement, executor
 from acmix.toolkit.verify import Proof, SampleSet
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 REFERENCE = "reference.npz"
 

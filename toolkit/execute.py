@@ -34,12 +34,14 @@ class Reference:
     """One sample, and what comes out of eager float32, or of a simulation of integers.
 
     attainable_db: what the network keeps of each output under the roundings that nobody can help.
+    typical_rms: of each output over the samples, where integer activations set a floor of noise; () elsewhere.
     """
 
     identifier: str
     inputs: tuple[Array, ...]
     outputs: tuple[Array, ...]
     attainable_db: tuple[float | None, ...]
+    typical_rms: tuple[float, ...] = ()
 
 
 def to_pixels(array: Array, preprocess: Preprocess) -> Array:
@@ -88,8 +90,9 @@ def compare(session: Session, references: Iterable[Reference], interface: Interf
 
 def compared(reference: Reference, found: Sequence[Array]) -> list[Compared]:
     """What one sample gave beside what it should give; one comparison an output."""
-    parts = zip(reference.outputs, found, reference.attainable_db, strict=True)
-    return [Compared(reference.identifier, wanted, got, attainable) for wanted, got, attainable in parts]
+    typical = reference.typical_rms or (0.0,) * len(found)
+    parts = zip(reference.outputs, found, reference.attainable_db, typical, strict=True)
+    return [Compared(reference.identifier, *part) for part in parts]
 
 
 def relaxed(recipe: Recipe, half_arithmetic: bool) -> Recipe:
@@ -117,7 +120,9 @@ def write_references(path: Path, references: Sequence[Reference]) -> None:
     arrays = {f"{r.identifier}.{i}": output for r in references for i, output in enumerate(r.outputs)}
     # JSON and npz have no None: NaN stands for an unknown conditioning.
     known = {r.identifier: [math.nan if db is None else db for db in r.attainable_db] for r in references}
-    np.savez(path, allow_pickle=False, **arrays, **{f"{name}.attainable": np.array(v) for name, v in known.items()})
+    notes = {f"{name}.attainable": np.array(v) for name, v in known.items()}
+    notes |= {f"{r.identifier}.typical": np.array(r.typical_rms) for r in references}
+    np.savez(path, allow_pickle=False, **arrays, **notes)
 
 
 def read_references(path: Path, samples: Iterable[tuple[str, tuple[Array, ...]]]) -> list[Reference]:
@@ -127,5 +132,6 @@ def read_references(path: Path, samples: Iterable[tuple[str, tuple[Array, ...]]]
         for identifier, inputs in samples:
             attainable = [None if math.isnan(db) else float(db) for db in stored[f"{identifier}.attainable"]]
             outputs = tuple(stored[f"{identifier}.{i}"] for i in range(len(attainable)))
-            references.append(Reference(identifier, inputs, outputs, tuple(attainable)))
+            typical = tuple(float(rms) for rms in stored[f"{identifier}.typical"])
+            references.append(Reference(identifier, inputs, outputs, tuple(attainable), typical))
     return references

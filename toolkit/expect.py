@@ -32,9 +32,14 @@ def expect(common: Shared, target: str, lowered: Lowered, recipe: Recipe) -> Exp
     if share is None:
         samples = _for_half(common) if lowered.half_arithmetic else common.samples
         return Expected(tuple(enumerate(samples)), (), conversion)
+    from acmix.toolkit.pairs import are_own
+
     simulation = _simulation(common, share, lowered)
     eager = list(enumerate(judged_by_simulation(common.samples, simulation)))
-    if recipe.needs_ranges:
+    if are_own(share.quantized.calibrated.ranges):
+        # Eager is the program of pairs itself: what its integers keep under other roundings is asked, on every sample.
+        eager = list(enumerate(simulation))
+    elif recipe.needs_ranges:
         eager = eager[len(common.probes) :]
     if lowered.half_arithmetic:
         conversion = dataclasses.replace(conversion, snr_db=conversion.snr_db - HALF_ARITHMETIC_DB)
@@ -42,9 +47,10 @@ def expect(common: Shared, target: str, lowered: Lowered, recipe: Recipe) -> Exp
 
 
 def _simulation(common: Shared, share: QuantizedShare, lowered: Lowered) -> list[Reference]:
+    from acmix.toolkit.pairs import are_own
     from acmix.toolkit.quantized import placed_by_file
 
-    if lowered.quantized:
+    if lowered.quantized and not are_own(share.quantized.calibrated.ranges):
         made = share.quantized
         pairs = placed_by_file(made.calibrated.program, lowered.quantized, made.grid)
         return simulated(pairs, common.samples, lowered.half_arithmetic)

@@ -8,7 +8,7 @@ calibration could fix, or no int8 kernel.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +45,10 @@ POOLS = frozenset({aten.mean.dim, aten.adaptive_avg_pool2d.default})
 """Average: the result has a narrower range of its own."""
 JOINS = frozenset({aten.add.Tensor, aten.cat.default})
 
+STATISTICS = frozenset({aten.rsqrt.default, aten.sqrt.default, aten.reciprocal.default, aten.log.default})
+"""Turn small errors of what they read into large ones, and give values over orders of magnitude."""
+ELEMENTWISE = frozenset({aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.neg.default})
+
 SMALLEST_SCALE = 2.0**-30
 """Of a tensor that was zero on every sample."""
 
@@ -75,6 +79,31 @@ def integers(values: Range, node: str, bits: int = 8) -> QuantizedTensor:
 def has_constant_weight(node: Node) -> bool:
     """Whether a layer of COMPUTE reads its weight from the program itself."""
     return node.target in COMPUTE and isinstance(node.args[1], Node) and node.args[1].op == "get_attr"
+
+
+def statistics_layers(graph: Graph) -> frozenset[str]:
+    """The layers that make a variance or spread its inverse, by name: 256 levels hold neither."""
+    found: set[str] = set()
+    for node in graph.nodes:
+        if node.target in STATISTICS:
+            found |= _nearest_layers(node, lambda n: n.all_input_nodes) | _nearest_layers(node, lambda n: list(n.users))
+    return frozenset(found)
+
+
+def _nearest_layers(start: Node, neighbours: Callable[[Node], list[Node]]) -> set[str]:
+    """Layers with constant weights that only elementwise operators and moves separate from a node."""
+    found: set[str] = set()
+    seen, waiting = {start}, [start]
+    while waiting:
+        for node in neighbours(waiting.pop()):
+            if node in seen:
+                continue
+            seen.add(node)
+            if has_constant_weight(node):
+                found.add(node.name)
+            elif node.target in ELEMENTWISE | MOVES:
+                waiting.append(node)
+    return found
 
 
 def choose_grid(graph: Graph, ranges: Ranges, kept_float: Iterable[str] = ()) -> Grid:
@@ -117,7 +146,7 @@ def _produced(graph: Graph, layers: list[Node]) -> set[Node]:
     for node in graph.nodes:
         if node in ends:
             produced.add(node)
-        elif node.target in MOVES | POOLS | JOINS | ACTIVATIONS or _pads_with_zeros(node):
+        elif node.target in MOVES | POOLS | JOINS | ACTIVATIONS or pads_with_zeros(node):
             sources = node.all_input_nodes
             fused = len(sources) == 1 and sources[0].target in JOINS and len(sources[0].users) == 1
             if sources and all(s in produced for s in sources) and node.op == "call_function":
@@ -127,7 +156,8 @@ def _produced(graph: Graph, layers: list[Node]) -> set[Node]:
     return produced
 
 
-def _pads_with_zeros(node: Node) -> bool:
+def pads_with_zeros(node: Node) -> bool:
+    """Whether a padding commutes with rounding: zero is on every grid."""
     if node.target is not aten.pad.default:
         return False
     mode = node.args[2] if len(node.args) > 2 else "constant"
@@ -139,7 +169,7 @@ def _shared_scales(graph: Graph, produced: set[Node]) -> Mapping[Node, list[Node
     """Groups of tensors with one scale: what a move reads and makes, and a concatenation's parts and whole."""
     group = {node: [node] for node in produced}
     for node in graph.nodes:
-        shares = node.target in MOVES or node.target is aten.cat.default or _pads_with_zeros(node)
+        shares = node.target in MOVES or node.target is aten.cat.default or pads_with_zeros(node)
         if node not in produced or not shares:
             continue
         for source in node.all_input_nodes:

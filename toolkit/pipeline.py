@@ -150,6 +150,7 @@ def _failed(run: _Run, target: TargetRequest, error: Exception) -> Outcome:
 
 def _lowering_request(request: ExportRequest, target: TargetRequest, common: Shared, file: Path) -> LoweringRequest:
     spec = request.source.spec
+    share = common.quantized.get(target.name)
     return LoweringRequest(
         str(common.programs[target.name]),
         str(file),
@@ -160,8 +161,8 @@ def _lowering_request(request: ExportRequest, target: TargetRequest, common: Sha
         dataclasses.asdict(target.options),
         spec.preprocess,
         request.labels,
-        str(quantized.ranges or "") if (quantized := common.quantized.get(target.name)) else "",
-        request.kept_float,
+        str(share.ranges or "") if share else "",
+        (*request.kept_float, *share.quantized.calibrated.kept) if share else (),
         str(common.samples_file or ""),
     )
 

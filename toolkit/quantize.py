@@ -52,6 +52,12 @@ def rounded_weight(weight: Tensor) -> Tensor:
 
 def quantize(program: ExportedProgram, grid: Grid, inputs: Sequence[Tensor]) -> ExportedProgram:
     """The program with a pair at every tensor of the grid and with int8 weights. `inputs`: of the right shapes."""
+    with torch.no_grad(), quiet():
+        return torch.export.export(with_pairs(program, grid), tuple(inputs))
+
+
+def with_pairs(program: ExportedProgram, grid: Grid) -> GraphModule:
+    """What `quantize` exports: quick to make and to run, where no file is wanted."""
     module = graph_module(program)
     named = {node.name: node for node in module.graph.nodes}
     # Before the pairs are in, a layer's first argument is still the tensor that it reads.
@@ -68,8 +74,7 @@ def quantize(program: ExportedProgram, grid: Grid, inputs: Sequence[Tensor]) -> 
         _quantize_weight(module, named[name], input_scales[name])
     module.graph.lint()
     module.recompile()
-    with torch.no_grad(), quiet():
-        return torch.export.export(module, tuple(inputs))
+    return module
 
 
 def _insert_pair(module: GraphModule, node: Node, tensor: QuantizedTensor, readers: Sequence[Node]) -> None:
@@ -116,11 +121,14 @@ def _quantize_weight(module: GraphModule, layer: Node, input_scale: float | None
         _round_bias(module, layer, bias, scales * input_scale)
 
 
+def rounded_bias(bias: Tensor, units: Tensor) -> Tensor:
+    """The bias in whole units of input scale x weight scale: every int8 kernel adds it as int32."""
+    return (torch.round(bias.detach().double() / units.double()) * units.double()).float()
+
+
 def _round_bias(module: GraphModule, layer: Node, bias: Node, scales: Tensor) -> None:
-    """Every int8 kernel adds the bias as int32 in units of input scale x weight scale."""
     name = f"quantized_{layer.name}_bias"
-    units = scales.double()
-    module.register_buffer(name, (torch.round(constant(module, bias).double() / units) * units).float())
+    module.register_buffer(name, rounded_bias(constant(module, bias), scales))
     with module.graph.inserting_before(layer):
         rounded = module.graph.get_attr(name)
     layer.replace_input_with(bias, rounded)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,7 +18,18 @@ from torch.fx import Node
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from acmix.toolkit.conditioning import Attainable, HalfRounding
-from acmix.toolkit.grid import ACTIVATIONS, COMPUTE, JOINS, MOVES, POOLS, Grid, choose_grid, has_constant_weight
+from acmix.toolkit.grid import (
+    ACTIVATIONS,
+    COMPUTE,
+    JOINS,
+    MOVES,
+    POOLS,
+    Grid,
+    choose_grid,
+    has_constant_weight,
+    pads_with_zeros,
+    statistics_layers,
+)
 from acmix.toolkit.prepare import flat_tensors
 from acmix.toolkit.quantize import graph_module, quantize
 from acmix.toolkit.ranges import Array, KeptFloat, QuantizedTensor, Ranges
@@ -25,8 +37,8 @@ from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.samples import Samples
 from acmix.toolkit.verify import snr_db
 
-PERTURBATION = 1e-6
-"""Relative, of every product and sum: what a runtime's own order of summation may change."""
+PERTURBATION = 1e-4
+"""Relative, of every product and sum: a hundredth of a step, as far as int8 kernels stray when they scale."""
 
 Simulation = Callable[[Sequence[Array]], list[Array]]
 
@@ -73,7 +85,9 @@ def quantize_program(
 ) -> Quantized:
     """Calibrate where the recipe has integer activations, choose the grid, and write the pairs."""
     calibrated = Calibrated(program, None)
+    asked = frozenset(kept)
     if recipe.needs_ranges:
+        kept = tuple(asked | statistics_layers(graph_module(program).graph))
         if calibrator is None:
             raise ValueError(f"recipe {recipe.name} needs ranges")
         calibrated = calibrator(program, recipe, kept)
@@ -85,7 +99,7 @@ def quantize_program(
         layers = (n.name for n in graph.nodes if has_constant_weight(n) and n.name not in kept)
         grid = Grid({}, frozenset(), frozenset(), frozenset(layers))
     pairs = quantize(calibrated.program, grid, example_inputs(calibrated.program))
-    return Quantized(calibrated, grid, pairs, kept_float(list(graph.nodes), grid, frozenset(kept)))
+    return Quantized(calibrated, grid, pairs, kept_float(list(graph.nodes), grid, asked | frozenset(calibrated.kept)))
 
 
 def example_inputs(program: ExportedProgram) -> tuple[Tensor, ...]:
@@ -110,11 +124,19 @@ def placed_by_file(program: ExportedProgram, tensors: Sequence[QuantizedTensor],
         (name, reader.name)
         for name in known.keys() - produced
         for reader in named[name].users
-        if reader.name in weights.weights or (reader.name in known and reader.target in COMPUTING_ON_INTEGERS)
+        if _reads_integers(reader, weights.weights, known)
     )
     sources = {source for source, _ in edges}
     tensors_read = {name: tensor for name, tensor in known.items() if name in produced or name in sources}
     return quantize(program, Grid(tensors_read, produced, edges, weights.weights), example_inputs(program))
+
+
+def _reads_integers(reader: Node, layers: Collection[str], known: Collection[str]) -> bool:
+    """Whether a reader is a layer with int8 weights, computes on integers itself, or moves values for such ones."""
+    if reader.name in layers or (reader.name in known and reader.target in COMPUTING_ON_INTEGERS):
+        return True
+    moves = reader.target in MOVES or pads_with_zeros(reader)
+    return moves and bool(reader.users) and all(_reads_integers(one, layers, known) for one in reader.users)
 
 
 def simulate(
@@ -131,22 +153,31 @@ def simulate(
     return run
 
 
-def attainable_by(pairs: ExportedProgram, half_arithmetic: bool = False) -> Attainable:
+def attainable_by(
+    pairs: ExportedProgram, half_arithmetic: bool = False, typical_rms: Sequence[float] = ()
+) -> Attainable:
     """What a simulation keeps of itself when its sums are rounded otherwise.
 
     A value next to a rounding edge falls on its other side, and every rounding behind it may follow: a deep network
     keeps 25 dB of its int8 outputs, whatever runs it.
     """
-    run = simulate(pairs, HalfRounding if half_arithmetic else _Perturbed)
+    roundings = [HalfRounding] if half_arithmetic else [functools.partial(_Perturbed, whole) for whole in (False, True)]
+    runs = [simulate(pairs, rounding) for rounding in roundings]
 
     def measure(inputs: Sequence[Array], outputs: Sequence[Array]) -> tuple[float | None, ...]:
-        return tuple(snr_db(wanted, found) for wanted, found in zip(outputs, run(inputs), strict=True))
+        typical = typical_rms or (0.0,) * len(outputs)
+        found = [[snr_db(*part) for part in zip(outputs, run(inputs), typical, strict=True)] for run in runs]
+        return tuple(None if None in one else min(one) for one in zip(*found, strict=True))
 
     return measure
 
 
 class _Perturbed(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds relative noise of one seed to the results of sums and products."""
+    """Adds relative noise of one seed to the results of sums and products.
+
+    whole_channels: the same for all values of a channel, which is what another kernel does to an even part of an image:
+    all its roundings go the same way.
+    """
 
     SUMS = frozenset(
         {
@@ -159,8 +190,9 @@ class _Perturbed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         }
     )
 
-    def __init__(self) -> None:
+    def __init__(self, whole_channels: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.whole_channels = whole_channels
         self.generator = torch.Generator().manual_seed(0)
 
     def __torch_dispatch__(
@@ -168,10 +200,12 @@ class _Perturbed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in self.SUMS and result.is_floating_point():
-            return result * (1 + PERTURBATION * torch.randn(result.shape, generator=self.generator))
+            shape = [n if not self.whole_channels or i == 1 else 1 for i, n in enumerate(result.shape)]
+            return result * (1 + PERTURBATION * torch.randn(shape, generator=self.generator))
         return result
 
 
+STATISTIC = "it makes or spreads a statistic of a normalisation, which 256 levels do not hold"
 COMPUTING_ON_INTEGERS = MOVES | POOLS | JOINS | {torch.ops.aten.mul.Tensor, torch.ops.aten.sigmoid.default}
 """Of a file that says itself which tensors are integers."""
 INTEGER_OPERATORS = COMPUTE | MOVES | POOLS | JOINS | ACTIVATIONS
@@ -203,7 +237,9 @@ def _reason(node: Node, grid: Grid, asked: frozenset[str]) -> str:
     if node.name in asked:
         return "kept float as asked"
     if node.target in COMPUTE:
-        return "" if node.name in grid.weights else "its weights are computed: no scale can be fixed"
+        if node.name in grid.weights:
+            return ""
+        return STATISTIC if has_constant_weight(node) else "its weights are computed: no scale can be fixed"
     if not grid.tensors or node.name in grid.produced or node.target in ACTIVATIONS:
         return ""
     if node.target in INTEGER_OPERATORS:

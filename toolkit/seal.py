@@ -98,7 +98,7 @@ def _quantization(
     made = share.quantized
     ranges = made.calibrated.ranges
     calibration = None
-    if ranges is not None:
+    if ranges is not None and ranges.samples_count:
         calibration = CalibrationRecord(
             ranges.observer, SampleSet(ranges.samples_name, ranges.samples_count, ranges.samples_digest)
         )

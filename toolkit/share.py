@@ -137,23 +137,40 @@ def share(request: ExportRequest, scratch: Path) -> Shared:
 
 
 def _save_programs(request: ExportRequest, captured: Captured, scratch: Path) -> _Programs:
+    from acmix.toolkit.pairs import check_request, has_pairs, read_pairs
     from acmix.toolkit.program import save_program
     from acmix.toolkit.quantized import quantize_program
 
     paths: dict[int, Path] = {}
     quantized: dict[int, Quantized] = {}
-    for made in captured.programs.values():
+    for target, made in captured.programs.items():
         key = id(made.program)
+        if key in quantized:
+            _check_fit(target, quantized[key])
         if key in paths:
             continue
         program = made.program
-        if request.recipe.weights == "int8":
+        if has_pairs(program):
+            check_request(request.recipe, request.calibrator is not None)
+            quantized[key] = read_pairs(program)
+            _check_fit(target, quantized[key])
+        elif request.recipe.weights == "int8":
             quantized[key] = quantize_program(program, request.recipe, request.calibrator, request.kept_float)
+        if key in quantized:
             program = quantized[key].calibrated.program
             save_program(quantized[key].pairs, scratch / f"pairs-{key}.pt2")
         paths[key] = scratch / f"captured-{key}.pt2"
         save_program(program, paths[key])
     return _Programs(paths, quantized)
+
+
+def _check_fit(target: str, quantized: Quantized) -> None:
+    """Raise UsageError where a target wants ranges and the program's own pairs are more than those say."""
+    from acmix.toolkit.pairs import are_own, unfit_for_ranges
+
+    wants_ranges = catalog.load_target(target).quantization == "ranges" and are_own(quantized.calibrated.ranges)
+    if wants_ranges and (reason := unfit_for_ranges(quantized)):
+        raise UsageError(f"{target} cannot keep the program's own pairs: {reason}.\nLeave it out of --target.")
 
 
 def _path_for(target: str, key: int, programs: _Programs, shares: dict[int, QuantizedShare]) -> Path:
@@ -207,22 +224,30 @@ def simulated(pairs: ExportedProgram, samples: Sequence[Reference], half_arithme
     """The same samples with the outputs of a program of pairs, and what those keep under other roundings."""
     from acmix.toolkit.quantized import attainable_by, simulate
 
-    run, measure = simulate(pairs), attainable_by(pairs, half_arithmetic)
-    made = []
-    for sample in samples:
-        outputs = tuple(run(sample.inputs))
-        made.append(Reference(sample.identifier, sample.inputs, outputs, measure(sample.inputs, outputs)))
-    return made
+    run = simulate(pairs)
+    outputs = [tuple(run(sample.inputs)) for sample in samples]
+    typical = typical_rms(outputs)
+    measure = attainable_by(pairs, half_arithmetic, typical)
+    return [
+        Reference(sample.identifier, sample.inputs, made, measure(sample.inputs, made), typical)
+        for sample, made in zip(samples, outputs, strict=True)
+    ]
+
+
+def typical_rms(outputs: Sequence[tuple[Array, ...]]) -> tuple[float, ...]:
+    """Of each output, over all samples."""
+    columns = zip(*outputs, strict=True)
+    return tuple(float(np.sqrt(np.mean([np.square(o.astype(np.float64)).mean() for o in one]))) for one in columns)
 
 
 def judged_by_simulation(samples: Sequence[Reference], simulation: Sequence[Reference]) -> list[Reference]:
     """Eager's outputs, asking of a quantized file what its simulation keeps of them."""
-    return [
-        dataclasses.replace(
-            one, attainable_db=tuple(snr_db(o, s) for o, s in zip(one.outputs, other.outputs, strict=True))
-        )
-        for one, other in zip(samples, simulation, strict=True)
-    ]
+    made = []
+    for one, other in zip(samples, simulation, strict=True):
+        parts = zip(one.outputs, other.outputs, other.typical_rms, strict=True)
+        kept = tuple(snr_db(wanted, found, rms) for wanted, found, rms in parts)
+        made.append(dataclasses.replace(one, attainable_db=kept, typical_rms=other.typical_rms))
+    return made
 
 
 def _check_labels(request: ExportRequest, outputs: tuple[TensorSpec, ...]) -> None:

@@ -82,22 +82,29 @@ class Proof:
 
 @dataclass(frozen=True)
 class Compared:
-    """One output of one sample: what eager gave, what the file gave."""
+    """One output of one sample: what eager gave, what the file gave.
+
+    typical_rms: of the output over all samples, where the file's noise does not shrink with a sample's own output.
+    """
 
     sample: str
     wanted: Array
     found: Array
     attainable_db: float | None = None
+    typical_rms: float = 0.0
 
 
 SNR_LIMIT_DB = 300.0
 """JSON has no infinity: equal outputs get this ratio, outputs with NaN its negative."""
 
 
-def snr_db(wanted: Array, found: Array) -> float | None:
-    """Signal-to-noise ratio in dB, within +-SNR_LIMIT_DB; None when there is no signal."""
+def snr_db(wanted: Array, found: Array, typical_rms: float = 0.0) -> float | None:
+    """Signal-to-noise ratio in dB, within +-SNR_LIMIT_DB; None when there is no signal.
+
+    The signal is taken as no smaller than `typical_rms`: integers have the same step for a faint output.
+    """
     reference = wanted.astype(np.float64).ravel()
-    signal = float(np.square(reference).sum())
+    signal = max(float(np.square(reference).sum()), typical_rms**2 * reference.size)
     noise = float(np.square(found.astype(np.float64).ravel() - reference).sum())
     if math.isnan(noise) or math.isinf(noise):
         return -SNR_LIMIT_DB
@@ -155,7 +162,7 @@ def _judge_sample(one: Compared, tolerance: Tolerance) -> _SampleVerdict:
     asked = tolerance.asked_db(one.attainable_db)
     if one.wanted.shape != one.found.shape:
         return _SampleVerdict(one.sample, -SNR_LIMIT_DB, sys.float_info.max, asked, False)
-    ratio = snr_db(one.wanted, one.found)
+    ratio = snr_db(one.wanted, one.found, one.typical_rms)
     largest = float(np.abs(one.found.astype(np.float64) - one.wanted.astype(np.float64)).max(initial=0.0))
     largest = largest if math.isfinite(largest) else sys.float_info.max
     passed = largest <= tolerance.max_abs if ratio is None else ratio >= asked

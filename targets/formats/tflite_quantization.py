@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from acmix.targets.formats import tflite_flatbuffer, tflite_quant_rules
+from acmix.targets.formats import tflite_flatbuffer, tflite_own_scales, tflite_quant_rules
 from acmix.targets.formats.tflite_placement import Graph, read_graph
 from acmix.targets.formats.tflite_quant_rules import COMPUTE, Plan
 from acmix.targets.formats.tflite_quant_values import Watch, moving, observed, recognise
 from acmix.toolkit.errors import UsageError
+from acmix.toolkit.pairs import are_own, check_untouched
 from acmix.toolkit.ranges import QuantizedTensor, Range
 from acmix.toolkit.target import Array, LoweringJob
 
@@ -90,20 +91,28 @@ def quantize(content: bytes, job: LoweringJob, watch: Watch, program: ProgramGra
     wanted = chosen.tensors(graph)
     known = {t: ranges.tensors[nodes[t]] for t in wanted if nodes.get(t) in ranges.tensors}
     unknown = [t for t in wanted if t not in known]
-    seen, count = observed(watch, ranges, job.samples_file, unknown)
+    own = program if are_own(ranges) else None
+    # With ranges of the program's own nothing is measured: what is left must move values whose range is known.
+    seen, count = observed(watch, ranges, job.samples_file, unknown) if own is None else (_no_range(unknown), 0)
     shared = tflite_quant_rules.shared_ranges(graph, chosen, known | seen)
-    written, tensors = _write(content, graph, chosen, INTEGER, shared, nodes)
+    written, tensors = _write(content, graph, chosen, INTEGER, shared, nodes, own)
+    if own is not None:
+        check_untouched(ranges, tensors, "tflite")
     name = job.recipe.name
     notes = [
         f"{name}: {len(chosen.operators)} of {len(graph.operators)} operators compute on int8; "
         f"{len(known)} of their activations have the range of a node of the program"
     ]
-    if unknown:
+    if unknown and own is None:
         how = f"{count} calibration samples" if job.samples_file else "one sample, widened by a quarter"
         notes.append(f"{name}: {len(unknown)} activations are the converter's own; their ranges are from {how}")
     if lost:
         notes.append(f"{name}: kept float, but no operator of the file's own: {', '.join(lost)}")
     return Quantized(written, (*notes, *_float_notes(graph, chosen, name)), tensors)
+
+
+def _no_range(tensors: Sequence[int]) -> dict[int, Range]:
+    return dict.fromkeys(tensors, Range(0.0, 0.0))
 
 
 def _float_notes(graph: Graph, chosen: Plan, name: str) -> tuple[str, ...]:
@@ -146,6 +155,7 @@ def _write(
     config: Mapping[str, Any],
     ranges: Mapping[int, Range],
     nodes: Mapping[int, str] | None = None,
+    own: ProgramGraph | None = None,
 ) -> tuple[bytes, tuple[QuantizedTensor, ...]]:
     from ai_edge_quantizer.quantizer import Quantizer
 
@@ -157,7 +167,10 @@ def _write(
         tensor.name = _name(index).encode()
     quantizer = Quantizer(tflite_flatbuffer.write_model(model), _recipe(graph, chosen, config))
     calibrated: dict[str, MinMax] = {_name(i): _as_min_max(r, len(graph.shape(i))) for i, r in ranges.items()}
-    calibrated |= _room_for_biases(model, graph, chosen, ranges)
+    room = _room_for_biases(model, graph, chosen, ranges)
+    calibrated |= room
+    if own is not None:
+        calibrated |= tflite_own_scales.weight_ranges(_weights(model, graph, chosen), own, room)
     made = quantizer.quantize(calibrated or None, enable_progress_bar=False, enable_progress_report=False)
     assert made.quantized_model is not None
     result = tflite_flatbuffer.read_model(bytes(made.quantized_model))
@@ -218,6 +231,17 @@ def _room_for_biases(model: Any, graph: Graph, chosen: Plan, ranges: Mapping[int
             wide = np.maximum(bounds, needed.reshape(bounds.shape))
             widened[_name(operator.inputs[1])] = {"min": -wide, "max": wide}
     return widened
+
+
+def _weights(model: Any, graph: Graph, chosen: Plan) -> dict[str, tuple[Array, int]]:
+    """The weights of every chosen layer, with the axis of their channels."""
+    found = {}
+    for index in sorted(chosen.operators):
+        if (kind := graph.kinds[index]) in COMPUTE:
+            tensor = graph.operators[index].inputs[1]
+            axis = _DEPTHWISE_AXIS if kind == "DEPTHWISE_CONV_2D" else 0
+            found[_name(tensor)] = (_constant(model, graph, tensor), axis)
+    return found
 
 
 def _constant(model: Any, graph: Graph, index: int) -> Array:

@@ -106,8 +106,9 @@ def main() -> None:
         calibrate, evaluate = split(flags.data, folder)
         calibration = flags.calibration or str(calibrate)
         for precision, extra in (("float32", []), ("w8a8", ["--calibration", calibration])):
-            command = ["-m", "acmix.apps.cli", "export", "--model", flags.model, "--precision", precision, *extra]
-            subprocess.run([sys.executable, *command, "--out", str(folder / "out")], check=True)
+            program = str(Path(sys.executable).with_name("acmix-export"))
+            command = [program, "--model", flags.model, "--precision", precision, *extra, "--out", str(folder / "out")]
+            subprocess.run(command, check=True)
         report(flags, folder, calibration, evaluate)
 
 

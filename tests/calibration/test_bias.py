@@ -14,7 +14,6 @@ from torch.export import ExportedProgram
 
 from acmix.calibration.bias import correct_bias
 from acmix.calibration.layers import layers, read, write
-from acmix.calibration.rounding import quantize_weight
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.program import copy_program, load_program, quiet, save_program
 from acmix.toolkit.target import Array
@@ -48,8 +47,9 @@ def captured(module: nn.Module, shape: tuple[int, ...]) -> ExportedProgram:
 
 
 def coarse(layer: str, weight: Tensor) -> Tensor:
-    """Three bits: an error that can be seen."""
-    return quantize_weight(weight, bits=3).values
+    """Three bits a channel: an error that can be seen."""
+    scales = (weight.detach().abs().flatten(1).amax(1) / 3).clamp_min(1e-6).reshape(-1, *[1] * (weight.dim() - 1))
+    return torch.round(weight.detach() / scales).clamp(-3, 3) * scales
 
 
 def rounded(program: ExportedProgram) -> ExportedProgram:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal
 
+from acmix.toolkit.adaptive.spec import AdaptiveSpec
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.models._gfnet_networks import (
     EMBEDDING_CHANNELS,
@@ -25,6 +26,7 @@ from acmix.toolkit.models._gfnet_networks import (
     focus_for_inference,
     policy_for_inference,
 )
+from acmix.toolkit.models._gfnet_stages import glance_and_focus
 from acmix.toolkit.spec import Claims, ModelSpec, StateDict, TensorSpec, imagenet_preprocess
 
 IMAGE_SIZE = 224
@@ -147,4 +149,20 @@ MODELS: dict[str, ModelSpec] = {
     "gfnet_head3_100": _head("gfnet_head3_100", 3, claims=Claims(parameters=3_841_000, macs=3_840_000)),
     "gfnet_head2_125": _head("gfnet_head2_125", 2, claims=Claims(parameters=2_561_000, macs=2_560_000)),
     "gfnet_head3_125": _head("gfnet_head3_125", 3, claims=Claims(parameters=3_841_000, macs=3_840_000)),
+}
+
+
+def _pipeline(name: str, width: str, side: int, variant: str = "") -> AdaptiveSpec:
+    """Three exits; `variant` names the networks of a patch size, where the family has two."""
+    roles = {role: f"gfnet_{role}_{width}{variant}" for role in ("glance", "policy", "focus")}
+    # The heads fit both patch sizes.
+    roles |= {role: f"gfnet_{role}_{width}" for role in ("head2", "head3")}
+    networks = {role: MODELS[model] for role, model in roles.items()}
+    return glance_and_focus(name, networks, imagenet_preprocess(IMAGE_SIZE), side, PAPER)
+
+
+ADAPTIVE: dict[str, AdaptiveSpec] = {
+    "gfnet_100": _pipeline("gfnet_100", "100", 96),
+    "gfnet_100_128": _pipeline("gfnet_100_128", "100", 128, "_128"),
+    "gfnet_125": _pipeline("gfnet_125", "125", 128),
 }

@@ -1,0 +1,122 @@
+"""`acmix profile ARTIFACT... --device NAME[,NAME]`: one table a device; the host among them like any other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import typer
+
+from acmix.apps import profiles
+from acmix.apps.board.choose import choose_runners
+from acmix.apps.output import console, log_file, print_json
+from acmix.toolkit import profile as profiling
+from acmix.toolkit.artifact import Artifact, open_artifact
+from acmix.toolkit.device import HOST_NAME, Device
+from acmix.toolkit.devices import connect, load_device
+from acmix.toolkit.errors import AcmixError, GateError, UsageError
+from acmix.toolkit.journal import journal_beside, result_of
+from acmix.toolkit.remote import profile_on_device
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one device gave: a measurement and its file, or why there is none."""
+
+    device: str
+    measurement: profiling.Measurement | None = None
+    saved: str = ""
+    error: str = ""
+
+
+def profile(folders: Sequence[Path], names: str, flags: profiles.ProfileFlags, as_json: bool) -> None:
+    """Measure on each device in turn, save beside the first artifact, print.
+
+    Leaves with 1 when a device failed or its measurement is incomplete.  Nothing is measured anywhere when a
+    device is unknown or away.
+    """
+    devices = _devices(names)
+    opened = [open_artifact(folder) for folder in folders]
+    if flags.photos is not None:
+        raise UsageError("--photos is for this host: on a device one input of noise is repeated.\nLeave it out.")
+    request = profiles.request_of(flags)
+    _check_all_ready(devices)
+    screen, outcomes = console(), []
+    for device in devices:
+        outcome = _measured(device, opened, request, flags.threads)
+        outcomes.append(outcome)
+        screen.print(f"\n{device.name}")
+        if outcome.measurement is None:
+            screen.print(outcome.error)
+            continue
+        screen.print(profiles.latencies(outcome.measurement))
+        screen.print(profiles.judgement(outcome.measurement))
+        screen.print(f"Raw samples: {os.path.relpath(outcome.saved)}")
+    if as_json:
+        print_json("profile", devices=[_row(outcome) for outcome in outcomes])
+    raise typer.Exit(1 if any(map(_failed, outcomes)) else 0)
+
+
+def _failed(outcome: Outcome) -> bool:
+    return outcome.measurement is None or outcome.measurement.judgement.verdict == "incomplete"
+
+
+def _row(outcome: Outcome) -> dict[str, object]:
+    if outcome.measurement is None:
+        return {"device": outcome.device, "error": outcome.error}
+    summary = profiling.summaries(outcome.measurement)
+    return {
+        "device": outcome.device,
+        "measurement": outcome.measurement,
+        "summary": summary,
+        "saved": outcome.saved,
+    }
+
+
+def _devices(names: str) -> list[Device]:
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if not wanted or len(set(wanted)) != len(wanted):
+        raise UsageError(f"--device {names!r} must name each device once: --device rpi_5,pixel_8.")
+    return [load_device(name) for name in wanted]
+
+
+def _check_all_ready(devices: Sequence[Device]) -> None:
+    """UsageError with the cure of the first device that cannot be used now: hours may go by before its turn."""
+    for device in devices:
+        with connect(device) as transport:
+            state = transport.state()
+        if not state.ready:
+            raise UsageError(f"{device.name} is {state.availability}: {state.detail}\n{state.cure}".strip())
+
+
+def _measured(
+    device: Device, opened: Sequence[Artifact], request: profiling.ProfileRequest, threads: int | None
+) -> Outcome:
+    """GateErrors are this device's own; the next may do better. Bad input ends the command."""
+    request = replace(request, threads=device.threads if threads is None else threads)
+    beside = opened[0].folder.absolute().parent
+    journal = journal_beside(beside)
+    try:
+        measurement = _measure(device, opened, request, journal)
+    except GateError as error:
+        return Outcome(device.name, error=str(error))
+    except AcmixError:
+        journal.unlink(missing_ok=True)
+        raise
+    saved = profiling.save(measurement, beside, result_of(journal))
+    journal.unlink()
+    return Outcome(device.name, measurement, str(saved))
+
+
+def _measure(
+    device: Device, opened: Sequence[Artifact], request: profiling.ProfileRequest, journal: Path
+) -> profiling.Measurement:
+    with log_file(opened[0].folder, "profile") as log, console().status(device.name) as status:
+        if device.name == HOST_NAME:
+            return profiling.profile(opened, request, log, status.update, journal)
+        with connect(device) as transport:
+            runners = choose_runners(transport, opened)
+            pairs = list(zip(opened, runners, strict=True))
+            return profile_on_device(transport, pairs, request, status.update, journal)

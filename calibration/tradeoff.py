@@ -1,0 +1,140 @@
+"""The trade-off of a mixed export: every rung that was tried, what it keeps and costs; as JSON, as a picture."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from acmix.toolkit.errors import UsageError
+from acmix.toolkit.ranges import Observer
+
+SCHEMA_VERSION = 1
+SUFFIXES = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way to quantize, measured on the evaluation photos with its integers simulated.
+
+    top1: share that is right, None without labels. agreement: share whose class is that of the float program.
+    drop_points: what the budget is compared with, in points (percent of the photos). snr_db: None for outputs of zeros.
+    size_mb: of the constants, 10 ** 6 bytes. kept: modules in float. seconds: to calibrate and to measure.
+    """
+
+    name: str
+    observer: Observer
+    equalize: bool
+    correct_bias: bool
+    kept: tuple[str, ...]
+    top1: float | None
+    agreement: float
+    drop_points: float
+    snr_db: float | None
+    size_mb: float
+    int8_macs_share: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """The ladder that was climbed. chosen: position of the rung that was taken, None where none meets the budget.
+
+    float_top1: of the float program, None without labels: then agreement with it is what drops.
+    """
+
+    max_drop: float
+    photos_name: str
+    photos_count: int
+    photos_digest: str
+    float_top1: float | None
+    float_size_mb: float
+    rungs: tuple[Rung, ...]
+    chosen: int | None
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def measure(self) -> str:
+        """What drops, in words."""
+        return "top-1" if self.float_top1 is not None else "agreement with the float network"
+
+    @property
+    def best(self) -> Rung:
+        """The chosen rung, or the one that drops least."""
+        return self.rungs[self.chosen] if self.chosen is not None else min(self.rungs, key=lambda r: r.drop_points)
+
+
+def encoded(tradeoff: Tradeoff) -> bytes:
+    """tradeoff.json."""
+    return msgspec.json.format(msgspec.json.encode(tradeoff), indent=1) + b"\n"
+
+
+def digest(tradeoff: Tradeoff) -> str:
+    """sha256 of tradeoff.json."""
+    return hashlib.sha256(encoded(tradeoff)).hexdigest()
+
+
+def read_tradeoff(file: Path) -> Tradeoff:
+    """Read a tradeoff.json; raises UsageError for anything else."""
+    try:
+        found = msgspec.json.decode(file.read_bytes(), type=Tradeoff)
+    except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"{file} is no tradeoff.json: {error}\nGive one that acmix-export wrote.") from error
+    if found.schema_version != SCHEMA_VERSION:
+        raise UsageError(f"{file} has schema version {found.schema_version}; this acmix reads {SCHEMA_VERSION}.")
+    return found
+
+
+def require_picture(file: Path, flag: str) -> None:
+    """Raise UsageError where a picture cannot be drawn: before the work, not after it."""
+    if file.suffix not in SUFFIXES:
+        raise UsageError(f"{flag} {file} has no known suffix.\nDraw to {', '.join(SUFFIXES)}.")
+    if not can_draw():
+        raise UsageError(f"{flag} needs matplotlib, which is not installed.\nInstall it: pip install matplotlib")
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    from importlib.util import find_spec
+
+    return find_spec("matplotlib") is not None
+
+
+def draw(file: Path, tradeoff: Tradeoff) -> None:
+    """Draw every rung in its order: what it drops above, its size and its share of int8 below."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rungs = tradeoff.rungs
+    places = range(len(rungs))
+    # A figure of its own: pyplot keeps figures and asks for a display.
+    figure = Figure(figsize=(max(6.4, 0.9 * len(rungs) + 2.4), 6.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    colours = ["tab:green" if i == tradeoff.chosen else "tab:blue" for i in places]
+    drops = [rung.drop_points for rung in rungs]
+    bars = above.bar(places, drops, color=colours, width=0.6)
+    above.bar_label(bars, [f"{drop:.1f}" for drop in drops], padding=2, fontsize="small")
+    above.axhline(tradeoff.max_drop, color="tab:red", linestyle="--", label=f"--max-drop {tradeoff.max_drop:g}")
+    above.axhline(0.0, color="black", linewidth=0.8)
+    # The budget must be seen beside a collapse of ninety points.
+    above.set_yscale("symlog", linthresh=max(1.0, 2.0 * math.ceil(tradeoff.max_drop)))
+    above.yaxis.set_major_formatter("{x:g}")
+    above.margins(y=0.15)
+    above.set_ylabel(f"drop of {'top-1' if tradeoff.float_top1 is not None else 'agreement'} in points")
+    above.set_title(f"{tradeoff.photos_count} photos of {tradeoff.photos_name}; green: taken", fontsize="medium")
+    above.legend(loc="best", fontsize="small")
+    below.plot(places, [rung.size_mb for rung in rungs], "o-", color="tab:gray", label="size in MB")
+    below.axhline(tradeoff.float_size_mb, color="tab:gray", linestyle=":", label="size in float32")
+    below.set_ylim(bottom=0)
+    below.set_ylabel("size in MB")
+    shares = below.twinx()
+    shares.plot(places, [100 * rung.int8_macs_share for rung in rungs], "s-", color="tab:orange", label="int8 MACs")
+    shares.set_ylim(0, 105)
+    shares.set_ylabel("int8 multiply-accumulates in %", color="tab:orange")
+    below.legend(loc="center left", fontsize="small")
+    below.set_xticks(list(places), [rung.name for rung in rungs], rotation=30, ha="right", fontsize="small")
+    figure.savefig(file, dpi=120, metadata={})

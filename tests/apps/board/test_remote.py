@@ -1,0 +1,103 @@
+"""What a runner on a device may answer: nothing it says is believed before it was looked at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from acmix.toolkit._remote_runner import RemoteRunner, RunnerBundle, pinned, start_runner
+from acmix.toolkit.device import Device, Transport
+from acmix.toolkit.devices import connect
+from acmix.toolkit.errors import GateError
+from acmix.toolkit.spec import TensorSpec
+
+OUTPUTS = (TensorSpec("scores", (1, 2), "float32"),)
+RIGHT = "AACAPwAAAEA="
+"""1.0 and 2.0, little-endian, in base64."""
+
+
+@pytest.fixture
+def host() -> Iterator[Transport]:
+    """This machine, by the transport of a device."""
+    with connect(Device("box", "local")) as transport:
+        yield transport
+
+
+def answer(transport: Transport, folder: Path, line: str) -> list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+    """The outputs of a runner that answers every command with this line."""
+    folder = folder / "bundle"
+    folder.mkdir()
+    (folder / "line").write_text(line + "\n", encoding="utf-8")
+    bundle = RunnerBundle(folder, "fake", ("sh", "-c", "while read x; do cat '{folder}/line'; done"), "a shell")
+    place = transport.push(folder, "fake")
+    with start_runner(transport, bundle, place, OUTPUTS) as runner:
+        return runner.run(["x"])[1]
+
+
+def reply(**changed: object) -> str:
+    """A right answer to `run`, with changes."""
+    return json.dumps({"latency_ns": [1000], "outputs": [RIGHT], "peak_memory_kb": 4096, **changed})
+
+
+def test_a_right_answer_becomes_arrays(host: Transport, tmp_path: Path) -> None:
+    (found,) = answer(host, tmp_path, reply())
+    assert found.shape == (1, 2) and found.tolist() == [[1.0, 2.0]]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "garbage",
+        "[]",
+        "{}",
+        reply(outputs=[]),
+        reply(outputs=[RIGHT, RIGHT]),
+        reply(outputs=["AACAPw=="]),
+        reply(outputs=["not base64!"]),
+        reply(outputs=[7]),
+        reply(latency_ns=[]),
+        reply(latency_ns=[0]),
+        reply(latency_ns=[-5]),
+        reply(latency_ns=["1000"]),
+        reply(latency_ns=[10**18]),
+        reply(latency_ns=[1, 2]),
+        reply(peak_memory_kb=-1),
+        "[" * 10_000,
+    ],
+)
+def test_nonsense_is_refused(host: Transport, tmp_path: Path, line: str) -> None:
+    with pytest.raises(GateError, match="box: the runner answers nonsense"):
+        answer(host, tmp_path, line)
+
+
+def test_an_error_is_shown_without_its_control_characters(host: Transport, tmp_path: Path) -> None:
+    with pytest.raises(GateError) as caught:
+        answer(host, tmp_path, json.dumps({"error": "no \x1b[31mmemory"}))
+    assert str(caught.value) == "box: the runner could not run: no ?[31mmemory"
+
+
+def test_an_answer_longer_than_its_outputs_can_be_is_refused(host: Transport, tmp_path: Path) -> None:
+    with pytest.raises(GateError, match="a line of more than"):
+        answer(host, tmp_path, reply(outputs=["A" * 200_000]))
+
+
+def test_a_runner_that_is_pinned_stays_on_its_processors(host: Transport) -> None:
+    assert pinned(["x"], ()) == ["x"]
+    assert pinned(["x"], (0, 5)) == ["taskset", "21", "x"]
+    done = host.run(pinned(["python3", "-c", "import os; print(os.sched_getaffinity(0))"], (0,)), timeout_s=30)
+    assert done.stdout == b"{0}\n"
+
+
+def test_the_limit_of_an_answer_follows_its_outputs() -> None:
+    large = TensorSpec("map", (1, 1000, 1000), "float32")
+
+    class Deaf:
+        def write(self, data: bytes) -> None: ...
+        def readline(self, timeout_s: float, limit_bytes: int) -> bytes:
+            return b""
+
+    assert RemoteRunner("box", Deaf(), [large]).limit_bytes > 4_000_000 * 4 / 3

@@ -1,0 +1,1 @@
+"""Adaptive models: networks in stages, host steps between them, and exits."""

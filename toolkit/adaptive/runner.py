@@ -1,0 +1,136 @@
+"""The runner: an adaptive artifact on its own host runtime; image in, label, exit and time of every stage out.
+
+with load_adaptive(open_adaptive(folder)) as run:
+    trace = run(pixels)
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from acmix.toolkit import catalog
+from acmix.toolkit.adaptive.artifact import AdaptiveArtifact
+from acmix.toolkit.adaptive.engine import Engine, Network, Recorder, Trace
+from acmix.toolkit.adaptive.host import ImageLayout
+from acmix.toolkit.adaptive.spec import Photo, Run, Stage
+from acmix.toolkit.artifact import Artifact, check_digests, executed_by
+from acmix.toolkit.errors import UsageError
+from acmix.toolkit.evaluate import output_of_scores
+from acmix.toolkit.policy import Policy, policy_of
+from acmix.toolkit.spec import TensorSpec
+from acmix.toolkit.target import Array
+
+if TYPE_CHECKING:
+    from acmix.toolkit.capture import Network as EagerNetwork
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A loaded adaptive model. Call it with a decoded photo, uint8 [H, W, 3] RGB.
+
+    reference: not the runtime, but the target's reference evaluator: it has no latency.
+    """
+
+    name: str
+    engine: Engine
+    policy: Policy
+    reference: bool = False
+
+    def __call__(self, photo: Array) -> Trace:
+        """One photo, up to the first stage that is sure."""
+        return self.engine(photo, self.policy)
+
+    def every_stage(self, photo: Array, record: Recorder | None = None) -> Trace:
+        """One photo through all stages, whatever they say."""
+        return self.engine(photo, None, record)
+
+
+@contextmanager
+def load_adaptive(artifact: AdaptiveArtifact, threads: int = 1) -> Iterator[Loaded]:
+    """Load every network of an adaptive artifact; raises UsageError when its target cannot run here."""
+    with load_stages(artifact.manifest.stages, artifact.networks, threads) as (engine, reference):
+        yield Loaded(artifact.name, engine, artifact.policy, reference)
+
+
+@contextmanager
+def load_single(artifact: Artifact, threads: int = 1) -> Iterator[Loaded]:
+    """An ordinary classifier as an adaptive model of one stage: the baseline, on the same runner."""
+    check_digests(artifact)
+    manifest = artifact.manifest
+    if manifest.preprocess is None or not manifest.model.classifies:
+        raise UsageError(f"{artifact.name} cannot take photos: it has no preprocessing or gives no class scores.")
+    name = manifest.model.name
+    gives = tuple(spec.name for spec in manifest.outputs)
+    # Of several exits of one file the last is the best.
+    scores = gives[output_of_scores(manifest.outputs)]
+    stage = Stage(name, (Photo(manifest.preprocess, "photo"), Run(name, ("photo",), gives)), scores)
+    with load_stages((stage,), {name: artifact}, threads) as (engine, reference):
+        yield Loaded(artifact.name, engine, policy_of("max_softmax", [name], (), None), reference)
+
+
+@contextmanager
+def load_stages(
+    stages: tuple[Stage, ...], artifacts: Mapping[str, Artifact], threads: int
+) -> Iterator[tuple[Engine, bool]]:
+    """An engine on saved files, and whether reference evaluators stand in for the runtime."""
+    with ExitStack() as stack:
+        networks = {}
+        by_reference = False
+        for name, artifact in artifacts.items():
+            by, reason = executed_by(artifact)
+            if not by:
+                raise UsageError(f"{artifact.name} cannot run on this host: {reason}")
+            target = catalog.load_target(artifact.manifest.target.name)
+            by_reference = by == "reference"
+            with _silenced():
+                if by_reference and target.reference is not None:
+                    runner = stack.enter_context(target.reference(artifact.model_file))
+                else:
+                    runner = stack.enter_context(target.runner(artifact.model_file, threads))
+            manifest = artifact.manifest
+            _refuse_pixels(artifact)
+            networks[name] = Network(manifest.file_inputs, manifest.file_outputs, runner)
+        yield Engine(stages, networks, _image_layout(networks)), by_reference
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """What runtimes print in C++ while they load is for nobody: errors come as exceptions."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _refuse_pixels(artifact: Artifact) -> None:
+    if any(spec.layout == "image" for spec in artifact.manifest.file_inputs):
+        raise UsageError(
+            f"{artifact.name} takes pixels (--image-input); between stages images are normalised.\n"
+            "Export without --image-input."
+        )
+
+
+def _image_layout(networks: Mapping[str, Network]) -> ImageLayout:
+    layouts = [spec.layout for network in networks.values() for spec in network.inputs if len(spec.shape) == 4]
+    return "nhwc" if "nhwc" in layouts else "nchw"
+
+
+def eager_engine(stages: tuple[Stage, ...], networks: Mapping[str, EagerNetwork]) -> Engine:
+    """The same stages on the published networks in eager float32: the reference."""
+    bound = {
+        # Eager keeps every value as its neighbours want it: no output needs a layout.
+        name: Network(net.spec.inputs, tuple(TensorSpec(output, ()) for output in net.spec.outputs), net)
+        for name, net in networks.items()
+    }
+    return Engine(stages, bound, "nchw")
