@@ -131,7 +131,7 @@ def sample_calibrator(flags: ExportFlags, recipe: Recipe, source: ModelSource) -
         raise UsageError(
             f"--precision {recipe.name} needs calibration: photos like those that the model will see.\n"
             "Give --calibration FOLDER (or .npz, .npy, file.py:function), or say --calibration builtin for the few "
-            "photos that come with acmix."
+            "photos that scikit-image and scikit-learn carry."
         )
     from acmix.calibration.calibrate import SampleCalibrator
     from acmix.calibration.checks import check_samples, require_fit

@@ -116,7 +116,7 @@ def read_function(
     file, _, attribute = reference.rpartition(":")
     if not Path(file).is_file():
         raise UsageError(f"there is no file {file}.\nGive a Python file: --calibration photos.py:make_samples.")
-    found = source._attribute(source._import(file), file, attribute)
+    found = source.attribute_of(source.import_source(file), file, attribute)
     samples: list[tuple[Array, ...]] = []
     with _seeded(seed):
         for position, item in enumerate(_items(found, reference)):

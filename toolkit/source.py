@@ -109,7 +109,7 @@ def at_inputs(spec: ModelSpec, inputs: tuple[TensorSpec, ...]) -> ModelSpec:
 
 def _module_spec(reference: str, inputs: tuple[TensorSpec, ...]) -> ModelSpec:
     module_name, _, attribute = reference.rpartition(":")
-    found = _attribute(_import(module_name), module_name, attribute)
+    found = attribute_of(import_source(module_name), module_name, attribute)
     if isinstance(found, ModelSpec):
         return at_inputs(found, inputs) if inputs else found
     if not inputs:
@@ -118,10 +118,11 @@ def _module_spec(reference: str, inputs: tuple[TensorSpec, ...]) -> ModelSpec:
     return ModelSpec(name=name, build=_builder(found, reference), inputs=inputs, outputs=("output",), classifies=False)
 
 
-def _import(name: str) -> ModuleType:
+def import_source(name: str) -> ModuleType:
+    """The module of a name or of a .py file; raises UsageError when there is none or it fails."""
     try:
         if name.endswith(".py"):
-            return _import_file(Path(name))
+            return import_file(Path(name))
         if "" not in sys.path and str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
         return importlib.import_module(name)
@@ -136,7 +137,8 @@ def _import(name: str) -> ModuleType:
         raise UsageError(f"importing {name!r} failed: {type(error).__name__}: {error}\n{user_line(error)}") from error
 
 
-def _import_file(path: Path) -> ModuleType:
+def import_file(path: Path) -> ModuleType:
+    """The module of a .py file, under a name of our own."""
     if not path.is_file():
         raise UsageError(f"there is no file {path}.\nGive the path of a Python file: --model nets.py:make_net.")
     # A name of our own: the user's file may be called like a module of Python's.
@@ -151,7 +153,8 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def _attribute(module: ModuleType, module_name: str, attribute: str) -> Any:
+def attribute_of(module: ModuleType, module_name: str, attribute: str) -> Any:
+    """What a user's module holds under a name; raises UsageError with the nearest ones."""
     if not hasattr(module, attribute):
         names = [n for n in vars(module) if not n.startswith("_")]
         raise UsageError(f"{module_name} has no {attribute!r}.{did_you_mean(attribute, names)}")

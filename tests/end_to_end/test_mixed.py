@@ -24,7 +24,7 @@ from acmix.toolkit.artifact import Artifact, open_artifact
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.evaluate import evaluate
 from acmix.toolkit.request import ExportRequest
-from acmix.toolkit.source import _import_file
+from acmix.toolkit.source import import_file
 
 COLLAPSED = Path(__file__).with_name("collapsed_net.py")
 PHOTOS = 40
@@ -219,7 +219,7 @@ def restored(
 
 
 def test_the_collapsed_network_is_the_published_one_in_float64() -> None:
-    nets = _import_file(COLLAPSED)
+    nets = import_file(COLLAPSED)
     try:
         original, collapsed = nets.make_original().double(), nets.collapse(nets.make_original().double())
     except UsageError as error:
