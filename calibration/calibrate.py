@@ -12,7 +12,9 @@ from acmix.calibration.bias import correct_bias
 from acmix.calibration.checks import sufficiency
 from acmix.calibration.collect import collect
 from acmix.calibration.equalize import channel_peaks, equalize
+from acmix.calibration.layers import layers
 from acmix.calibration.selection import CalibrationSamples
+from acmix.toolkit.grid import COMPUTE
 from acmix.toolkit.quantize import rounded_weight
 from acmix.toolkit.quantized import Calibrated
 from acmix.toolkit.recipe import Recipe
@@ -57,10 +59,13 @@ def corrected(made: Mended, recipe: Recipe, samples: Samples, kept: Collection[s
     if not recipe.correct_bias:
         return made
 
-    def weight(layer: str, value: Tensor) -> Tensor:
-        return value if layer in kept else rounded_weight(value)
+    # A layer that never becomes integers has nothing to correct.
+    floating = {*kept, *(one.node.name for one in layers(made.program) if one.node.target not in COMPUTE)}
 
-    program, corrections = correct_bias(made.program, weight, samples, skip=kept)
+    def weight(layer: str, value: Tensor) -> Tensor:
+        return value if layer in floating else rounded_weight(value)
+
+    program, corrections = correct_bias(made.program, weight, samples, skip=floating)
     return Mended(program, (*made.repairs, f"bias correction of {len(corrections)} layers"))
 
 

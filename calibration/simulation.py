@@ -70,7 +70,9 @@ def _constants(module: GraphModule, layer: Node, grid: Grid) -> tuple[Tensor, Te
     tensor = grid.tensors.get(read.name) if isinstance(read, Node) else None
     if tensor is None:
         return rounded_weight(weight), None
-    return rounded_weight(weight), rounded_bias(constant(module, given), weight_scales(weight) * tensor.scale)
+    bias = constant(module, given)
+    scales = weight_scales(weight, bias, tensor.scale)
+    return rounded_weight(weight, scales), rounded_bias(bias, scales * tensor.scale)
 
 
 def units(graph: fx.Graph) -> dict[str, tuple[Node, ...]]:

@@ -15,6 +15,7 @@ from acmix.toolkit.errors import UsageError
 from acmix.toolkit.ranges import KeptFloat, Observer
 from acmix.toolkit.recipe import Recipe, Tolerance
 from acmix.toolkit.rewrite import AppliedRewrite
+from acmix.toolkit.samples import Probes
 from acmix.toolkit.spec import Preprocess, TensorSpec
 from acmix.toolkit.target import ExecutedBy, Placement, executor
 from acmix.toolkit.verify import Proof, SampleSet
@@ -196,6 +197,13 @@ def executed_by(artifact: Artifact) -> tuple[ExecutedBy, str]:
     if by == "runtime":
         catalog.require_packages(record.name)
     return by, reason
+
+
+def probes_of(artifact: Artifact) -> Probes:
+    """The probes that the artifact was proven on, within what the integers of its inputs express."""
+    manifest = artifact.manifest
+    bounds = manifest.quantization.probe_bounds if manifest.quantization else ()
+    return Probes(manifest.inputs, manifest.seed, bounds=bounds)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from acmix.toolkit.artifact import REFERENCE, Artifact, check_digests, executed_by
+from acmix.toolkit.artifact import REFERENCE, Artifact, check_digests, executed_by, probes_of
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.evaluate import rebuild
-from acmix.toolkit.execute import Reference, read_references, run_sample, snapped
+from acmix.toolkit.execute import Reference, compared, read_references, run_sample, snapped
 from acmix.toolkit.profile import interface_of
-from acmix.toolkit.recipe import Tolerance
+from acmix.toolkit.recipe import FLOOR_DB, Tolerance
 from acmix.toolkit.samples import Probes, Samples
 from acmix.toolkit.session import SessionRequest, open_session
 from acmix.toolkit.target import Array, ExecutedBy
@@ -20,6 +20,7 @@ from acmix.toolkit.verify import Agreement, Compared, agree
 
 SCHEMA_VERSION = 1
 EAGER = "eager"
+SIMULATION = "its simulation"
 Eager = Callable[[Sequence[Array]], list[Array]]
 
 
@@ -97,14 +98,17 @@ def compare(request: CompareRequest, scratch: Path, log: Path) -> Comparison:
     found, *others = [_outputs(side, references, log) for side in sides]
     wanted = others[0] if others else [list(reference.outputs) for reference in references]
     rows = [
-        [Compared(r.identifier, w, f, db) for w, f, db in zip(want, got, r.attainable_db, strict=True)]
-        for r, want, got in zip(references, wanted, found, strict=True)
+        compared(replace(reference, outputs=tuple(want)), got)
+        for reference, want, got in zip(references, wanted, found, strict=True)
     ]
+    # What is stored with a quantized file is the simulation of its integers.
+    simulated = request.b is None and eager is None and request.a.manifest.quantization is not None
+    other = SIMULATION if simulated else EAGER
     made = Comparison(
         request.a.name,
-        request.b.name if request.b else EAGER,
-        (by[0], by[1] if request.b else EAGER),
-        _agreements(sides, rows),
+        request.b.name if request.b else other,
+        (by[0], by[1] if request.b else other),
+        _agreements(sides, rows, simulated),
         remarks=tuple(remarks),
     )
     if not request.layers:
@@ -113,6 +117,9 @@ def compare(request: CompareRequest, scratch: Path, log: Path) -> Comparison:
     from acmix.toolkit._compare_layers import compare_layers
 
     asked_db = min(output.asked_db for output in made.outputs)
+    if any(side.manifest.quantization is not None for side in sides):
+        # Probes are no photos: inner integers clip what calibration never saw.
+        asked_db = min(asked_db, FLOOR_DB)
     inputs = [(r.identifier, r.inputs) for r in references[: len(_probes(request))]]
     modules, more = compare_layers(request, inputs, asked_db, scratch, log)
     first = next((module for module in modules if module.parts), None)
@@ -157,7 +164,13 @@ def _eager(request: CompareRequest) -> Eager:
 
 
 def _probes(request: CompareRequest) -> Probes:
-    return Probes(request.a.manifest.inputs, request.a.manifest.seed)
+    """Of A, within what both files can express."""
+    probes = probes_of(request.a)
+    others = probes_of(request.b).bounds if request.b else ()
+    if not probes.bounds or not others:
+        return replace(probes, bounds=probes.bounds or others)
+    pairs = zip(probes.bounds, others, strict=True)
+    return replace(probes, bounds=tuple((max(one[0], two[0]), min(one[1], two[1])) for one, two in pairs))
 
 
 def _references(request: CompareRequest, eager: Eager | None) -> Iterator[Reference]:
@@ -194,11 +207,16 @@ def _outputs(artifact: Artifact, references: Sequence[Reference], log: Path) -> 
         return [run_sample(session, reference.inputs, interface) for reference in references]
 
 
-def _agreements(sides: Sequence[Artifact], rows: Sequence[Sequence[Compared]]) -> tuple[Agreement, ...]:
+def _agreements(
+    sides: Sequence[Artifact], rows: Sequence[Sequence[Compared]], simulated: bool
+) -> tuple[Agreement, ...]:
     """Of two artifacts, the looser tolerance decides: each may be that far from eager."""
     agreements = []
+    quantization = sides[0].manifest.quantization
     for i, spec in enumerate(sides[0].manifest.outputs):
         tolerance: Tolerance = min((side.manifest.tolerances[i] for side in sides), key=lambda t: t.snr_db)
+        if simulated and quantization is not None:
+            tolerance = quantization.conversion
         column = [row[i] for row in rows]
         agreements.append(agree(spec.name, column, tolerance, sides[0].manifest.model.classifies))
     return tuple(agreements)

@@ -47,7 +47,18 @@ JOINS = frozenset({aten.add.Tensor, aten.cat.default})
 
 STATISTICS = frozenset({aten.rsqrt.default, aten.sqrt.default, aten.reciprocal.default, aten.log.default})
 """Turn small errors of what they read into large ones, and give values over orders of magnitude."""
-ELEMENTWISE = frozenset({aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.neg.default})
+ELEMENTWISE = frozenset(
+    {
+        aten.add.Tensor,
+        aten.sub.Tensor,
+        aten.mul.Tensor,
+        aten.div.Tensor,
+        aten.neg.default,
+        aten.abs.default,
+        aten.pow.Tensor_Scalar,
+        aten.clamp.default,
+    }
+)
 
 SMALLEST_SCALE = 2.0**-30
 """Of a tensor that was zero on every sample."""

@@ -20,6 +20,8 @@ from acmix.toolkit.ranges import QuantizedTensor
 
 LARGEST_WEIGHT = 127
 """Symmetric: -127 to 127, so that no kernel meets -128 x -128."""
+LARGEST_BIAS = 2**30
+"""Of an int32, in units of input scale times weight scale: half of what fits."""
 
 
 def graph_module(program: ExportedProgram) -> GraphModule:
@@ -30,10 +32,17 @@ def graph_module(program: ExportedProgram) -> GraphModule:
     return module
 
 
-def weight_scales(weight: Tensor) -> Tensor:
-    """The scale of each output channel (axis 0), symmetric int8, as float32."""
+def weight_scales(weight: Tensor, bias: Tensor | None = None, input_scale: float | None = None) -> Tensor:
+    """The scale of each output channel (axis 0), symmetric int8, as float32.
+
+    Wider for a channel whose weights are next to nothing beside its bias: an int32 has to hold the bias in units of
+    input scale x weight scale.
+    """
     largest = weight.detach().abs().flatten(1).amax(1) if weight.dim() > 1 else weight.detach().abs()
-    return (largest / LARGEST_WEIGHT).clamp_min(SMALLEST_SCALE).float()
+    scales = (largest / LARGEST_WEIGHT).clamp_min(SMALLEST_SCALE).float()
+    if bias is None or input_scale is None:
+        return scales
+    return torch.maximum(scales, (bias.detach().abs().double() / (LARGEST_BIAS * input_scale)).float())
 
 
 def integer_weight(weight: Tensor, scales: Tensor) -> Tensor:
@@ -43,9 +52,9 @@ def integer_weight(weight: Tensor, scales: Tensor) -> Tensor:
     return rounded.clamp(-LARGEST_WEIGHT, LARGEST_WEIGHT).to(torch.int8)
 
 
-def rounded_weight(weight: Tensor) -> Tensor:
+def rounded_weight(weight: Tensor, scales: Tensor | None = None) -> Tensor:
     """What the int8 form of a weight stands for."""
-    scales = weight_scales(weight)
+    scales = weight_scales(weight) if scales is None else scales
     shape = (-1,) + (1,) * (weight.dim() - 1)
     return integer_weight(weight, scales).to(weight.dtype) * scales.reshape(shape).to(weight.dtype)
 
@@ -102,8 +111,10 @@ def _call(module: GraphModule, operator: Any, arguments: tuple[Any, ...], like: 
 def _quantize_weight(module: GraphModule, layer: Node, input_scale: float | None) -> None:
     source = layer.args[1]
     assert isinstance(source, Node)
+    bias = layer.args[2] if len(layer.args) > 2 else None
+    held = constant(module, bias) if isinstance(bias, Node) and bias.op == "get_attr" else None
     weight = constant(module, source)
-    scales = weight_scales(weight)
+    scales = weight_scales(weight, held, input_scale)
     name = f"quantized_{layer.name}"
     module.register_buffer(f"{name}_weight", integer_weight(weight, scales))
     module.register_buffer(f"{name}_scales", scales)
@@ -116,8 +127,7 @@ def _quantize_weight(module: GraphModule, layer: Node, input_scale: float | None
     layer.replace_input_with(source, back)
     if not source.users:
         module.graph.erase_node(source)
-    bias = layer.args[2] if len(layer.args) > 2 else None
-    if input_scale is not None and isinstance(bias, Node) and bias.op == "get_attr":
+    if input_scale is not None and isinstance(bias, Node) and held is not None:
         _round_bias(module, layer, bias, scales * input_scale)
 
 

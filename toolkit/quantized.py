@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
@@ -31,6 +32,7 @@ from acmix.toolkit.grid import (
     statistics_layers,
 )
 from acmix.toolkit.prepare import flat_tensors
+from acmix.toolkit.program import copy_program, quiet
 from acmix.toolkit.quantize import graph_module, quantize
 from acmix.toolkit.ranges import Array, KeptFloat, QuantizedTensor, Ranges
 from acmix.toolkit.recipe import Recipe
@@ -84,6 +86,7 @@ def quantize_program(
     program: ExportedProgram, recipe: Recipe, calibrator: Calibrator | None, kept: Sequence[str] = ()
 ) -> Quantized:
     """Calibrate where the recipe has integer activations, choose the grid, and write the pairs."""
+    program = functional(program)
     calibrated = Calibrated(program, None)
     asked = frozenset(kept)
     if recipe.needs_ranges:
@@ -91,7 +94,9 @@ def quantize_program(
         if calibrator is None:
             raise ValueError(f"recipe {recipe.name} needs ranges")
         calibrated = calibrator(program, recipe, kept)
+        asked |= frozenset(calibrated.kept)
         kept = tuple(dict.fromkeys((*kept, *calibrated.kept)))
+        calibrated = dataclasses.replace(calibrated, kept=kept)
     graph = graph_module(calibrated.program).graph
     if calibrated.ranges is not None:
         grid = choose_grid(graph, calibrated.ranges, kept)
@@ -99,7 +104,36 @@ def quantize_program(
         layers = (n.name for n in graph.nodes if has_constant_weight(n) and n.name not in kept)
         grid = Grid({}, frozenset(), frozenset(), frozenset(layers))
     pairs = quantize(calibrated.program, grid, example_inputs(calibrated.program))
-    return Quantized(calibrated, grid, pairs, kept_float(list(graph.nodes), grid, asked | frozenset(calibrated.kept)))
+    return Quantized(calibrated, grid, pairs, kept_float(list(graph.nodes), grid, asked))
+
+
+def functional(program: ExportedProgram) -> ExportedProgram:
+    """The same program without operators that write in place, and with paddings in numbers: what the grid knows."""
+    calls = [n for n in program.graph.nodes if n.op == "call_function" and isinstance(n.target, torch._ops.OpOverload)]
+    if any(n.target._schema.is_mutable for n in calls):
+        with quiet():
+            program = program.run_decompositions({})
+    elif any(n.target is torch.ops.aten.conv2d.padding for n in calls):
+        program = copy_program(program)
+    for node in program.graph.nodes:
+        if node.target is torch.ops.aten.conv2d.padding:
+            _write_padding(node)
+    program.graph_module.recompile()
+    return program
+
+
+def _write_padding(node: Node) -> None:
+    """'valid', and 'same' where both sides get the same; any other convolution stays as it is, and float."""
+    defaults: tuple[Any, ...] = (None, None, None, [1, 1], "valid", [1, 1], 1)
+    given: list[Any] = [*node.args, *defaults[len(node.args) :]]
+    weight, (stride, padding, dilation, groups) = given[1], given[3:]
+    assert isinstance(weight, Node)
+    reach = [d * (k - 1) for k, d in zip(weight.meta["val"].shape[2:], dilation, strict=True)]
+    if padding == "same" and any(r % 2 for r in reach):
+        return
+    amounts = [r // 2 if padding == "same" else 0 for r in reach]
+    node.target = torch.ops.aten.conv2d.default
+    node.args = (*given[:3], stride, amounts, dilation, groups)
 
 
 def example_inputs(program: ExportedProgram) -> tuple[Tensor, ...]:

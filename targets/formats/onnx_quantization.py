@@ -64,6 +64,7 @@ def _fold_paddings(graph: onnx.GraphProto) -> None:
     """A zero padding between two pairs of one grid becomes the padding of the convolutions that read it."""
     makers = {name: node for node in graph.node for name in node.output}
     readers, stored = _readers(graph), _initializers(graph)
+    given = {value.name for value in graph.output}
     removed: list[onnx.NodeProto] = []
     for pad in [node for node in graph.node if node.op_type == "Pad"]:
         begin = makers.get(pad.input[0])
@@ -80,7 +81,7 @@ def _fold_paddings(graph: onnx.GraphProto) -> None:
             dequantize.input[0] = begin.input[0]
             _pad_more(convolution, amounts)
         removed += [pad, quantize]
-        if len(readers[begin.output[0]]) == 1:
+        if len(readers[begin.output[0]]) == 1 and begin.output[0] not in given:
             removed.append(begin)
     for node in removed:
         graph.node.remove(node)

@@ -20,15 +20,15 @@ from acmix.targets.formats.tflite_placement import Graph, read_graph
 from acmix.targets.formats.tflite_quant_rules import COMPUTE, Plan
 from acmix.targets.formats.tflite_quant_values import Watch, moving, observed, recognise
 from acmix.toolkit.errors import UsageError
+from acmix.toolkit.grid import integers
 from acmix.toolkit.pairs import are_own, check_untouched
+from acmix.toolkit.quantize import LARGEST_BIAS
 from acmix.toolkit.ranges import QuantizedTensor, Range
 from acmix.toolkit.target import Array, LoweringJob
 
 if TYPE_CHECKING:
     from torch.fx import Graph as ProgramGraph
 
-LARGEST_BIAS = 2**30
-"""Of an int32, in units of input scale times weight scale: half of what fits."""
 NO_LAYERS = "recipe {name!r} leaves no layer as int8: the file would be a float one.\nUse the recipe float32."
 _OPERATION = {"TRANSPOSE_CONV": "CONV_2D_TRANSPOSE"}
 _DEPTHWISE_AXIS = 3
@@ -226,10 +226,13 @@ def _room_for_biases(model: Any, graph: Graph, chosen: Plan, ranges: Mapping[int
         axis = _DEPTHWISE_AXIS if kind == "DEPTHWISE_CONV_2D" else 0
         values = ranges[operator.inputs[COMPUTE[kind]]]
         bounds = np.abs(weights).max(tuple(a for a in range(weights.ndim) if a != axis), keepdims=True)
-        needed = 127 * np.abs(biases) / ((values.high - values.low) / 255 * LARGEST_BIAS)
+        needed = 127 * np.abs(biases) / (integers(values, "").scale * LARGEST_BIAS)
         if np.any(needed.reshape(bounds.shape) > bounds):
+            name = _name(operator.inputs[1])
             wide = np.maximum(bounds, needed.reshape(bounds.shape))
-            widened[_name(operator.inputs[1])] = {"min": -wide, "max": wide}
+            if name in widened:  # a weight that two layers read
+                wide = np.maximum(wide, widened[name]["max"])
+            widened[name] = {"min": -wide, "max": wide}
     return widened
 
 

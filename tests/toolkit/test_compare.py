@@ -171,3 +171,17 @@ def test_rounding_that_gathers_and_values_of_zeros_do_not_part() -> None:
     assert [one.parts for one in slow] == [False, False, False]
     (silent,) = modules_of(STEPS, ["act"], {"act": [None]}, ["zeros"], 70.0)
     assert (silent.snr_db, silent.parts) == (None, False)
+
+
+def test_an_int8_file_is_held_to_its_own_simulation_and_says_so(exported: Exported, tmp_path: Path) -> None:
+    result = compare(CompareRequest(exported("w8a8")["onnx"]), tmp_path, tmp_path / "compare.log")
+    assert result.b == "its simulation"
+    assert result.agrees
+    assert result.outputs[0].tolerance == exported("w8a8")["onnx"].manifest.quantization.conversion  # type: ignore[union-attr]
+
+
+def test_a_healthy_int8_file_agrees_with_a_float_one_within_its_tolerance(exported: Exported, tmp_path: Path) -> None:
+    request = CompareRequest(exported("w8a8")["onnx"], exported("float32")["onnx"])
+    result = compare(request, tmp_path, tmp_path / "compare.log")
+    assert result.agrees
+    assert result.outputs[0].snr_db is not None and 20 < result.outputs[0].snr_db < 60

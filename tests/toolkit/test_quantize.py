@@ -1,4 +1,4 @@
-"""Programs of pairs against integers that numpy computes, and against torchao's own quantization."""
+"""Programs of pairs against integers that numpy computes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from acmix.toolkit.catalog import load_recipe
 from acmix.toolkit.grid import Grid, choose_grid
 from acmix.toolkit.program import load_program, save_program
 from acmix.toolkit.quantize import graph_module, integer_weight, quantize, rounded_weight, weight_scales
-from acmix.toolkit.quantized import kept_float, simulate
+from acmix.toolkit.quantized import Calibrated, kept_float, quantize_program, simulate
 from acmix.toolkit.ranges import QuantizedTensor, Range, Ranges
+from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.target import Array
 
 
@@ -119,3 +121,66 @@ def test_what_stays_float_is_listed_with_its_reason() -> None:
     assert listed["linear.default"].modules == ("b",)
     assert "no int8 form" in listed["softmax.int"].reason
     assert set(listed) == {"linear.default", "softmax.int", "mul.Tensor"}
+
+
+def test_a_channel_of_zeros_keeps_its_bias_in_an_int32() -> None:
+    class Dead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 4, 1)
+            with torch.no_grad():
+                self.layer.weight[1] = 0
+                self.layer.bias.copy_(torch.tensor([0.1, 0.5, -0.2, 0.3]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x)
+
+    x = torch.zeros(1, 3, 2, 2)
+    program = torch.export.export(Dead().eval(), (x,))
+    grid = choose_grid(graph_module(program).graph, _ranges({"x": (-2.0, 2.0), "conv2d": (-1.0, 1.0)}))
+    pairs = graph_module(quantize(program, grid, (x,)))
+    scales = next(value for name, value in pairs.named_buffers() if name.endswith("_scales"))
+    units = scales.double() * grid.tensors["x"].scale
+    assert (torch.tensor([0.1, 0.5, -0.2, 0.3]).double() / units).abs().max() < 2**31 - 1
+    found = pairs(x)[0, :, 0, 0]
+    torch.testing.assert_close(found, torch.tensor([0.1, 0.5, -0.2, 0.3]), atol=grid.tensors["conv2d"].scale, rtol=0)
+
+
+class InPlace(nn.Module):
+    """Activations and sums that write in place, a padding in words, and a norm's statistic made by a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding="same")
+        self.relu, self.average = nn.ReLU(inplace=True), nn.Conv2d(4, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.first(x))
+        z = self.second(y)
+        z += y
+        z = self.relu(z)
+        return z * torch.rsqrt(self.average(z * z) ** 2 + 1)
+
+
+def _everything_from_minus_4_to_4(program: torch.export.ExportedProgram, recipe: Recipe, kept: object) -> Calibrated:
+    return Calibrated(program, _ranges({n.name: (-4.0, 4.0) for n in graph_module(program).graph.nodes}))
+
+
+def test_operators_in_place_and_paddings_in_words_become_integers_too() -> None:
+    x = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    module = InPlace().eval()
+    program = torch.export.export(module, (x,))
+    made = quantize_program(program, load_recipe("w8a8"), _everything_from_minus_4_to_4)  # type: ignore[arg-type]
+    assert made.grid.weights == {"conv2d", "conv2d_1"}
+    assert {"relu", "relu_1"} <= made.grid.produced
+    wanted = module(x).detach().numpy()
+    assert np.abs(simulate(made.pairs)([x.numpy()])[0] - wanted).max() < 0.1
+
+
+def test_a_layer_that_makes_a_statistic_stays_float_for_every_target() -> None:
+    program = torch.export.export(InPlace().eval(), (torch.zeros(1, 3, 6, 6),))
+    made = quantize_program(program, load_recipe("w8a8"), _everything_from_minus_4_to_4)  # type: ignore[arg-type]
+    assert made.calibrated.kept == ("conv2d_2",)
+    reasons = {one.operator: one.reason for one in made.kept_float}
+    assert "statistic" in reasons["conv2d.default"]
