@@ -5,22 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from acmix.apps import tables
+from acmix.apps.adaptive_flags import checked_ranges, refuse_export_flags, refuse_given
 from acmix.apps.adaptive_tables import calibration_table, evaluation_table, latency_table, summary, way
 from acmix.apps.output import console, log_file, print_json
 from acmix.apps.requests import MIXED, ExportFlags, parse_min_snr, read_labels, target_requests
 from acmix.calibration.calibrate import SampleCalibrator
+from acmix.calibration.curve import Baseline, check_picture, draw
 from acmix.calibration.decoded import DecodedPhotos
 from acmix.calibration.exits import OperatingAim, answers, calibrate, parse_aim
 from acmix.calibration.photos import read_photo_folder
 from acmix.toolkit import catalog
 from acmix.toolkit.adaptive.artifact import is_adaptive, open_adaptive, replace_policy
-from acmix.toolkit.adaptive.export import AdaptiveOutcome, AdaptiveRequest, Calibrate, export_adaptive, loaded_eager
+from acmix.toolkit.adaptive.export import AdaptiveOutcome, AdaptiveRequest, Calibrate, export_adaptive
 from acmix.toolkit.adaptive.find import find_adaptive, names_adaptive
 from acmix.toolkit.adaptive.observe import every_stage, logits_of, stage_costs_ms
+from acmix.toolkit.adaptive.photos import SeededPhotos
 from acmix.toolkit.adaptive.runner import load_adaptive, load_single
 from acmix.toolkit.adaptive.spec import AdaptiveSpec
 from acmix.toolkit.artifact import open_artifact
@@ -45,8 +51,7 @@ def adaptive_request(flags: ExportFlags, target_flags: dict[str, Any], exits: st
     recipe = catalog.load_recipe(flags.precision)
     if recipe.name == MIXED:
         raise UsageError("--precision mixed judges one network by its own accuracy; stages have none.\nTake w8a8.")
-    if flags.calibration is not None:
-        raise UsageError("--calibration is for single models; here --photos also find the ranges.\nLeave it out.")
+    refuse_export_flags(flags, recipe)
     for request in targets:
         catalog.require_packages(request.name)
     if flags.inputs:
@@ -72,7 +77,8 @@ def adaptive_request(flags: ExportFlags, target_flags: dict[str, Any], exits: st
     )
     photos = decoded_photos(flags.photos, spec.preprocess)
     choose = chooser(aim, spec.rule, flags.seed, spec.stage_names)
-    return AdaptiveRequest(spec, base, photos, choose, SampleCalibrator)
+    remarks = checked_ranges(flags, spec.preprocess) if recipe.needs_ranges else ()
+    return AdaptiveRequest(spec, base, photos, choose, partial(SampleCalibrator, remarks=remarks), remarks)
 
 
 def _min_snr(text: str | None) -> dict[str, float]:
@@ -120,6 +126,8 @@ def export(flags: ExportFlags, target_flags: dict[str, Any], exits: str | None, 
     screen = console()
     if any(has_random_weights(replace(request.base, source=s)) for s in request.spec.networks.values()):
         screen.print("RANDOM WEIGHTS: exits and thresholds say nothing about photos.", style="bold red")
+    for remark in request.remarks:
+        screen.print(f"--photos: {remark}", style="yellow")
     with StageLines(screen) as lines:
         results = export_adaptive(request, lines.progress)
     if as_json:
@@ -151,17 +159,27 @@ def _outcome_record(result: AdaptiveOutcome) -> dict[str, Any]:
 
 def exits(folder: Path, photos: Path, aim: str, picture: Path | None, baselines: Sequence[Path], as_json: bool) -> None:
     """Choose the thresholds of an adaptive artifact anew, on photos, at this host's speed; draw the curve."""
+    wanted = parse_aim(aim)
+    if picture is None:
+        refuse_given({"--baseline": tuple(baselines) or None}, "without --picture there is nothing to draw it on")
+    else:
+        check_picture(picture)
     artifact = open_adaptive(folder)
     decoded = decoded_photos(photos, artifact.manifest.first_preprocess)
-    wanted = parse_aim(aim)
+    if baselines and decoded.labels is None:
+        raise UsageError(
+            f"--baseline is drawn at its accuracy, and {photos} has no labels.\nAdd labels, or leave it out."
+        )
     stages = [stage.name for stage in artifact.manifest.stages]
     with load_adaptive(artifact) as loaded:
+        # The first runs pay for the caches: not counted.
+        every_stage(loaded, SeededPhotos(2, artifact.manifest.seed))
         traces = every_stage(loaded, decoded)
         timed = not loaded.reference
     choose = chooser(wanted, artifact.manifest.rule, artifact.manifest.seed, stages)
     policy = choose(traces, decoded, artifact.manifest.exit_macs, timed)
     if picture is not None:
-        _draw(picture, policy, baselines, decoded)
+        draw(picture, policy, baselines_of(baselines, decoded, timed))
     replace_policy(artifact, policy)
     if as_json:
         print_json("exits", artifact=artifact.name, policy=policy)
@@ -170,18 +188,21 @@ def exits(folder: Path, photos: Path, aim: str, picture: Path | None, baselines:
     screen.print(f"Wrote {folder / 'policy.json'}" + (f" and {picture}" if picture else ""))
 
 
-def _draw(picture: Path, policy: Policy, baselines: Sequence[Path], photos: DecodedPhotos) -> None:
-    from acmix.calibration.curve import Baseline, draw
+def baselines_of(folders: Sequence[Path], photos: DecodedPhotos, timed: bool) -> list[Baseline]:
+    """Single models on labelled photos, at what the curve's costs are: times, or multiply-accumulates."""
     from acmix.toolkit.adaptive.measure import Contender, measure
 
-    singles = []
+    labels = photos.labels or ()
+    opened = [open_artifact(folder) for folder in folders]
     with ExitStack() as stack:
-        opened = [open_artifact(folder) for folder in baselines]
-        contenders = [Contender(stack.enter_context(load_single(one)), (one.manifest.model.macs,)) for one in opened]
-        for timing in measure(contenders, photos).timings if contenders else ():
-            right = timing.accuracy(photos.labels) if photos.labels else float("nan")
-            singles.append(Baseline(timing.artifact, timing.mean_ms, right))
-    draw(picture, policy, singles)
+        loaded = [stack.enter_context(load_single(one)) for one in opened]
+        macs = [one.manifest.model.macs for one in opened]
+        if timed and opened:
+            found = measure([Contender(one, (count,)) for one, count in zip(loaded, macs, strict=True)], photos)
+            return [Baseline(one.artifact, one.mean_ms, one.accuracy(labels)) for one in found.timings]
+        said = [[trace.label for trace in every_stage(one, photos)] for one in loaded]
+    rows = zip(opened, macs, said, strict=True)
+    return [Baseline(one.name, count / 1e6, float(np.mean(np.equal(said, labels)))) for one, count, said in rows]
 
 
 def verify(folder: Path, as_json: bool) -> int:
@@ -220,31 +241,18 @@ def inspect(folder: Path, as_json: bool) -> None:
 def evaluate(folder: Path, data: Path, limit: int | None, as_json: bool) -> None:
     """`acmix evaluate` of an adaptive artifact."""
     from acmix.toolkit.adaptive.evaluate import evaluate_adaptive
+    from acmix.toolkit.adaptive.rebuild import rebuild_adaptive
 
     artifact = open_adaptive(folder)
     found = read_photo_folder(data, artifact.manifest.first_preprocess)
     photos = DecodedPhotos(found.first(limit) if limit else found)
-    with ExitStack() as stack:
-        spec, missing = _zoo_spec(artifact.manifest.source)
-        eager = None
-        if spec is not None and not artifact.manifest.random_weights:
-            eager, _ = stack.enter_context(loaded_eager(spec, None, artifact.manifest.seed))
-        result = evaluate_adaptive(artifact, photos, eager, missing)
+    eager, missing = rebuild_adaptive(artifact)
+    result = evaluate_adaptive(artifact, photos, eager, missing)
     if as_json:
         print_json("evaluate", evaluation=result)
     screen = console()
     screen.print(evaluation_table(result, [stage.name for stage in artifact.manifest.stages]))
     screen.print(way(result.way) if result.way else f"No agreement with eager: {result.eager_missing}")
-
-
-def _zoo_spec(source: str) -> tuple[AdaptiveSpec | None, str]:
-    """The networks of a manifest's source, if all are the zoo's: a manifest does not choose what Python runs here."""
-    if ".py" in source or source.count(":") > 1:
-        return None, f"it was made from {source}, which only its owner runs"
-    try:
-        return find_adaptive(source), "it was exported with random weights"
-    except UsageError as error:
-        return None, str(error).splitlines()[0]
 
 
 def profile(folders: Sequence[Path], photos: Path | None, threads: int, as_json: bool) -> None:

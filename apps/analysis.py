@@ -47,6 +47,11 @@ def analyze(flags: requests.ExportFlags, plot: Path | None, as_json: bool) -> No
     target = flags.target
     catalog.check_target(target)
     source = requests.model_source(flags)
+    if requests.has_pairs(source):
+        raise UsageError(
+            f"{source.reference} holds its own quantize and dequantize pairs, so no module of it is float.\n"
+            "Give the float network; acmix compare --layers looks at a finished file."
+        )
     calibrator = requests.sample_calibrator(flags, recipe, source)
     judged = _judged(flags, source, calibrator.samples)
     screen = console()
@@ -61,8 +66,6 @@ def analyze(flags: requests.ExportFlags, plot: Path | None, as_json: bool) -> No
         calibrated = calibrator(program, recipe, asked)
         progress.update(task, description="rounding module by module")
         found = sensitivity(calibrated, judged, asked, lambda done: progress.update(task, completed=done))
-    if as_json:
-        print_json("analyze", model=source.spec.name, target=target, repairs=calibrated.repairs, sensitivity=found)
     for repair in calibrated.repairs:
         screen.print(repair)
     screen.print(ranking(found))
@@ -70,6 +73,9 @@ def analyze(flags: requests.ExportFlags, plot: Path | None, as_json: bool) -> No
     if plot is not None:
         draw(plot, found, source.spec.name)
         screen.print(f"Drew {plot}")
+    # Last: what fails before it is the one JSON object that is printed.
+    if as_json:
+        print_json("analyze", model=source.spec.name, target=target, repairs=calibrated.repairs, sensitivity=found)
 
 
 def _judged(flags: requests.ExportFlags, source: ModelSource, samples: Samples) -> Samples:
@@ -120,6 +126,8 @@ def draw(file: Path, found: Sensitivity, name: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    from acmix.calibration.tradeoff import whole
+
     rows = found.modules
     figure = Figure(figsize=(7.5, max(3.0, 0.19 * len(rows) + 1.2)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -134,7 +142,8 @@ def draw(file: Path, found: Sensitivity, name: str) -> None:
     axes.set_title(f"{name}, {found.samples_count} samples of {found.samples_name}", fontsize="medium")
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="upper right", fontsize="small")
-    figure.savefig(file, dpi=120, metadata={})
+    with whole(file) as part:
+        figure.savefig(part, dpi=120, metadata={})
 
 
 def _height(cost: Cost) -> float:
@@ -166,7 +175,7 @@ def tradeoff_of(request: ExportRequest) -> Tradeoff | None:
 
 
 def keep_tradeoff(request: ExportRequest, results: Sequence[Outcome]) -> None:
-    """Write tradeoff.json and its picture beside the artifacts, and show the ladder."""
+    """Write the ladder and its picture beside the artifacts, and show it. No other export writes the same files."""
     found = tradeoff_of(request)
     if found is None or not any(result.artifact for result in results):
         return
@@ -174,9 +183,8 @@ def keep_tradeoff(request: ExportRequest, results: Sequence[Outcome]) -> None:
 
     screen = console()
     screen.print(rungs(found))
-    begin = request.out / f"{request.source.spec.name}-{request.recipe.name}"
-    file = Path(f"{begin}-tradeoff.json")
-    file.write_bytes(tradeoff.encoded(found))
+    file = request.out / f"{request.source.spec.name}-{request.recipe.name}-{tradeoff.file_name(found)}"
+    tradeoff.write(file, found)
     if tradeoff.can_draw():
         tradeoff.draw(file.with_suffix(".png"), found)
         screen.print(f"Wrote {file} and {file.with_suffix('.png').name}")

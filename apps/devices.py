@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from acmix.apps.output import console, print_json
 from acmix.toolkit.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from acmix.toolkit.devices._discovery import Listed
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
@@ -30,14 +34,26 @@ def list_known(as_json: Json = False) -> None:
         print_json("devices list", devices=listed, problems=problems)
     made = tables.table("device", "transport", "address", "state", "", "cure")
     for device in listed:
-        adding = f"acmix devices add NAME --transport {device.transport} --address {device.address}"
-        cure = device.state.cure or ("" if device.name else adding)
+        cure = device.state.cure or ("" if device.name else _adding(device))
         seen = device.state.detail or device.description
         made.add_row(device.name or "-", device.transport, device.address, device.state.availability, seen, cure)
     screen = console()
     screen.print(made)
     for problem in problems:
         screen.print(problem)
+
+
+def _adding(device: Listed) -> str:
+    """The command that writes an attached device down; '' for an address that `add` would refuse.
+
+    The address is the device's own word, and people paste commands.
+    """
+    from acmix.toolkit.devices._registry import ADDRESSES
+
+    pattern, _ = ADDRESSES[device.transport]
+    if not pattern.fullmatch(device.address):
+        return ""
+    return f"acmix devices add NAME --transport {device.transport} --address {shlex.quote(device.address)}"
 
 
 @app.command()

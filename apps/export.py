@@ -66,7 +66,7 @@ def export_model(
     layout: Annotated[str | None, typer.Option("--layout", help="tflite: nhwc (default) or nchw.")] = None,
     minimum_deployment: Annotated[
         str | None,
-        typer.Option("--minimum-deployment", help="coreml: ios15, ios16 (default), ios17 (default for w8a8) or ios18."),
+        typer.Option("--minimum-deployment", help="coreml: ios15, ios16 (default), ios17 (default for int8) or ios18."),
     ] = None,
     image_input: Annotated[
         bool, typer.Option("--image-input", help="coreml: take an image, with the preprocessing baked in.")
@@ -109,11 +109,13 @@ def export_model(
 
     request = analysis.following(requests.export_request(flags, given))
     results = _run_export(request)
+    analysis.keep_tradeoff(request, results)
+    code = _report_export(results)
+    # Last: what fails before it is the one JSON object that is printed.
     if as_json:
         outcomes = [requests.outcome_record(r) for r in results]
         print_json("export", outcomes=outcomes, tradeoff=analysis.tradeoff_of(request))
-    analysis.keep_tradeoff(request, results)
-    raise typer.Exit(_report_export(results))
+    raise typer.Exit(code)
 
 
 def _run_export(request: ExportRequest) -> list[Outcome]:

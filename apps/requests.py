@@ -67,14 +67,7 @@ def export_request(flags: ExportFlags, target_flags: dict[str, Any]) -> ExportRe
         raise UsageError("--image-input bakes the preprocessing in, and this model has none.\nAdd --preprocess.")
     samples = None
     if flags.photos is not None:
-        from acmix.calibration.photos import read_photo_folder
-
-        fed = [spec.shape for spec in source.spec.inputs]
-        if source.spec.preprocess is not None and fed != [(1, 3, *source.spec.preprocess.crop)]:
-            raise UsageError(
-                "--photos are for models with one image input, 1x3xHxW, as large as the preprocessing's crop."
-            )
-        samples = read_photo_folder(flags.photos, source.spec.preprocess).first(PHOTOS_IN_PROOF)
+        samples = _photos("--photos", flags.photos, source).first(PHOTOS_IN_PROOF)
     return ExportRequest(
         source,
         recipe,
@@ -94,17 +87,14 @@ def export_request(flags: ExportFlags, target_flags: dict[str, Any]) -> ExportRe
 def _calibrator(flags: ExportFlags, recipe: Recipe, source: ModelSource) -> Calibrator | None:
     """Checked calibration samples, where the recipe needs them; raises UsageError without, and for unfit ones."""
     _refuse_data(flags, recipe)
-    if _has_pairs(source):
+    if has_pairs(source):
         from acmix.toolkit.pairs import check_request
 
         check_request(recipe, flags.calibration is not None)
+        _refuse_calibration(flags, "this program brings scales and zero points of its own", "export the float network")
         return None
     if not recipe.needs_ranges:
-        if flags.calibration is not None:
-            raise UsageError(
-                f"--calibration finds the ranges of integer activations, and {recipe.name!r} has none.\n"
-                "Leave it out, or ask for --precision w8a8."
-            )
+        _refuse_calibration(flags, f"{recipe.name!r} has none", "ask for --precision w8a8")
         return None
     made = sample_calibrator(flags, recipe, source)
     if recipe.name != MIXED:
@@ -115,14 +105,27 @@ def _calibrator(flags: ExportFlags, recipe: Recipe, source: ModelSource) -> Cali
     return MixedCalibrator(made.samples, data, MAX_DROP if flags.max_drop is None else flags.max_drop, made.remarks)
 
 
-def _has_pairs(source: ModelSource) -> bool:
+def _refuse_calibration(flags: ExportFlags, reason: str, otherwise: str) -> None:
+    """Raise UsageError for a flag of the calibration where nothing is calibrated."""
+    given = {
+        "--calibration": flags.calibration is not None,
+        "--calibration-count": flags.calibration_count is not None,
+        "--accept-calibration": flags.accept_calibration,
+    }
+    for flag in (flag for flag, typed in given.items() if typed):
+        raise UsageError(
+            f"{flag} is for finding the ranges of integer activations, and {reason}.\nLeave it out, or {otherwise}."
+        )
+
+
+def has_pairs(source: ModelSource) -> bool:
     """Whether the model is a saved program that its author quantized: then its ranges are its own."""
     if source.kind != "program":
         return False
-    from acmix.toolkit.pairs import has_pairs
+    from acmix.toolkit import pairs
     from acmix.toolkit.program import load_program
 
-    return has_pairs(load_program(Path(source.reference)))
+    return pairs.has_pairs(load_program(Path(source.reference)))
 
 
 def sample_calibrator(flags: ExportFlags, recipe: Recipe, source: ModelSource) -> SampleCalibrator:
@@ -148,13 +151,20 @@ def sample_calibrator(flags: ExportFlags, recipe: Recipe, source: ModelSource) -
 def held_out(flags: ExportFlags, source: ModelSource, samples: Samples, count: int) -> PhotoFolder:
     """The photos of --data, at most --data-count; raises UsageError for one that calibrates."""
     from acmix.calibration.ladder import require_disjoint
-    from acmix.calibration.photos import read_photo_folder
 
     assert flags.data is not None
-    data = read_photo_folder(flags.data, source.spec.preprocess)
+    data = _photos("--data", flags.data, source)
     data = data.first(count if flags.data_count is None else flags.data_count)
     require_disjoint(samples, data)
     return data
+
+
+def _photos(flag: str, folder: Path, source: ModelSource) -> PhotoFolder:
+    from acmix.calibration.photos import read_photo_folder
+    from acmix.calibration.sources import for_photos
+
+    preprocess = for_photos(f"{flag} {folder}", source.spec.inputs, source.spec.preprocess)
+    return read_photo_folder(folder, preprocess)
 
 
 def _refuse_data(flags: ExportFlags, recipe: Recipe) -> None:

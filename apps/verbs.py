@@ -15,6 +15,9 @@ from acmix.toolkit.errors import UsageError, did_you_mean
 Folder = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A folder that acmix-export wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
+DEFAULT_PRESET = "rapid"
+DEFAULT_WAIT_S = 10.0
+
 
 def list_room(
     what: Annotated[str, typer.Argument(metavar="models|targets|recipes|rewrites", help="What to list.")],
@@ -127,8 +130,9 @@ def inspect(
     if artifact is None or model is not None or target is not None or inputs:
         return forecasts.show(artifact, model, target, tuple(inputs or ()), every, as_json)
     if _is_adaptive(artifact):
-        from acmix.apps import adaptive
+        from acmix.apps import adaptive, adaptive_flags
 
+        adaptive_flags.refuse_given({"--every": every}, adaptive_flags.EVERY)
         return adaptive.inspect(artifact, as_json)
     opened = open_artifact(artifact)
     if as_json:
@@ -163,8 +167,9 @@ def evaluate(
     from acmix.toolkit.artifact import open_artifact
 
     if _is_adaptive(artifact):
-        from acmix.apps import adaptive
+        from acmix.apps import adaptive, adaptive_flags
 
+        adaptive_flags.refuse_given({"--model": model}, adaptive_flags.OWN_NETWORKS)
         return adaptive.evaluate(artifact, data, limit, as_json)
     opened = open_artifact(artifact)
     samples = read_photo_folder(data, opened.manifest.preprocess)
@@ -211,7 +216,9 @@ def profile(
     artifacts: Annotated[
         list[Path] | None, typer.Argument(metavar="ARTIFACT...", help="Artifacts; several are interleaved.")
     ] = None,
-    preset: Annotated[str, typer.Option("--preset", metavar="rapid|quick|normal", help="How long.")] = "rapid",
+    preset: Annotated[
+        str | None, typer.Option("--preset", metavar="rapid|quick|normal", help="How long; without it rapid.")
+    ] = None,
     threads: Annotated[
         int | None, typer.Option("--threads", help="Runtime threads; without it 1, or what the device's file says.")
     ] = None,
@@ -220,8 +227,9 @@ def profile(
         float | None, typer.Option("--seconds", min=0.0, max=3600.0, help="At least so many seconds of runs.")
     ] = None,
     wait: Annotated[
-        float, typer.Option("--wait", min=0.0, max=3600.0, help="Wait so long for a cool and idle machine; 0: do not.")
-    ] = 10.0,
+        float | None,
+        typer.Option("--wait", min=0.0, max=3600.0, help="Seconds to wait for a cool, idle machine (10); 0: do not."),
+    ] = None,
     photos: Annotated[Path | None, typer.Option("--photos", help="Each run takes the next photo of a folder.")] = None,
     show: Annotated[
         Path | None, typer.Option("--show", help="Measure nothing: show a saved file or a journal.")
@@ -242,12 +250,13 @@ def profile(
             "Write `acmix profile build/lsnet_t-tflite-float32`, or `acmix profile --show profile-....json`."
         )
     if any(_is_adaptive(folder) for folder in artifacts):
-        from acmix.apps import adaptive
+        from acmix.apps import adaptive, adaptive_flags
 
-        if device is not None:
-            raise UsageError("an adaptive artifact is measured on this host alone.\nLeave --device out.")
+        given = {"--preset": preset, "--runs": runs, "--seconds": seconds, "--wait": wait, "--device": device}
+        adaptive_flags.refuse_given(given, adaptive_flags.OVER_PHOTOS)
         return adaptive.profile(artifacts, photos, 1 if threads is None else threads, as_json)
-    flags = profiles.ProfileFlags(preset, runs, seconds, threads, wait, photos)
+    wait_s = DEFAULT_WAIT_S if wait is None else wait
+    flags = profiles.ProfileFlags(preset or DEFAULT_PRESET, runs, seconds, threads, wait_s, photos)
     if device is not None:
         from acmix.apps.board import profile as board
 

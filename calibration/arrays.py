@@ -188,10 +188,12 @@ def conform(array: Array, spec: TensorSpec, preprocess: Preprocess | None, where
         raise UsageError(
             f"{where} has shape {array.shape}; {spec.name!r} takes {_shape(spec)}.\n{_shape_hint(array, spec)}"
         )
-    if array.dtype.kind not in ("f" if is_float else "iu"):
+    kinds = "f" if is_float else "b" if spec.dtype == "bool" else "iu"
+    if array.dtype.kind not in kinds:
+        photos = ", or photos as uint8 [N, H, W, 3] with a preprocessing" if is_float else ""
         raise UsageError(
             f"{where} is of {array.dtype}; {spec.name!r} takes {spec.dtype}.\n"
-            "Give values as the network takes them, or photos as uint8 [N, H, W, 3] with a preprocessing."
+            f"Give values as the network takes them{photos}."
         )
     if not np.isfinite(array).all():
         raise UsageError(f"{where} holds NaN or infinity, so no range can be found.\nRemove such samples.")

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from acmix.calibration.tradeoff import require_picture, whole
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.policy import Policy
-
-SUFFIXES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -21,18 +20,20 @@ class Baseline:
     accuracy: float
 
 
+def check_picture(file: Path) -> None:
+    """Raise UsageError for a suffix that nobody draws, without matplotlib, and for a folder that is not there."""
+    require_picture(file, "--picture")
+
+
 def draw(file: Path, policy: Policy, baselines: Sequence[Baseline] = ()) -> None:
     """Write the picture; raises UsageError without a calibration, matplotlib or a known suffix."""
     calibration = policy.calibration
     if calibration is None:
         raise UsageError("there is no curve to draw: the thresholds were given, not calibrated.")
-    if file.suffix not in SUFFIXES:
-        raise UsageError(f"--picture {file} has no known suffix; draw to {', '.join(SUFFIXES)}.")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError("--picture needs matplotlib.\nInstall it: pip install matplotlib") from error
+    check_picture(file)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     # A figure of its own: pyplot keeps figures and asks for a display.
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -57,4 +58,5 @@ def draw(file: Path, policy: Policy, baselines: Sequence[Baseline] = ()) -> None
     axes.set_ylabel(f"{right_word} on {calibration.photos} photos in %")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize="small")
-    figure.savefig(file, dpi=120, metadata={})
+    with whole(file) as part:
+        figure.savefig(part, dpi=120, metadata={})

@@ -108,6 +108,8 @@ def parse_aim(text: str) -> OperatingAim:
         raise UsageError(f"--exits {text!r} is no operating point.\nWrite {AIMS}.")
     if min(values) < 0 or (aim == "rates" and abs(sum(values) - 1) > 1e-6):
         raise UsageError(f"--exits {text!r}: values are 0 or more, and rates sum to 1.\nWrite {AIMS}.")
+    if aim == "geometric" and not 1 <= values[0] <= GEOMETRIC_ROWS:
+        raise UsageError(f"--exits {text!r}: the family has the rows 1 to {GEOMETRIC_ROWS}.\nWrite geometric=12.")
     return OperatingAim(cast(Aim, aim), values, text)
 
 

@@ -13,9 +13,9 @@ from acmix.calibration.calibrate import Mended, corrected, equalized, insufficie
 from acmix.calibration.collect import collect, collect_each
 from acmix.calibration.leaks import leaks
 from acmix.calibration.selection import CalibrationSamples, spread
-from acmix.calibration.sensitivity import Tally, by_noise_per_mac, is_scores, sensitivity
+from acmix.calibration.sensitivity import Tally, by_noise_per_mac, is_scores, require_classes, sensitivity
 from acmix.calibration.simulation import Simulation, macs_of, size_bytes, total_macs, units
-from acmix.calibration.tradeoff import Rung, Tradeoff, digest
+from acmix.calibration.tradeoff import Rung, Tradeoff, digest, file_name
 from acmix.toolkit.errors import GateError, UsageError
 from acmix.toolkit.grid import Grid, choose_grid
 from acmix.toolkit.quantize import graph_module
@@ -29,6 +29,8 @@ OTHER_OBSERVERS: tuple[Observer, ...] = ("minmax", "percentile")
 MOST_FLOAT = 0.5
 """Of multiply-accumulates: with more in float, the file is no int8 file any more."""
 SENSITIVITY_SAMPLES = 8
+ALMOST_NONE = 0.02
+"""Of photos that the float network has right, or half of what guessing has: the labels are wrong, or the weights."""
 
 Report = Callable[[Rung], None]
 
@@ -82,7 +84,7 @@ def in_words(plan: Plan) -> tuple[str, ...]:
     said = (
         f"mixed: {rung.name!r}, rung {(t.chosen or 0) + 1} of {len(t.rungs)} tried, drops {rung.drop_points:.2f} points"
         f" of {t.measure} on {t.photos_count} photos of {t.photos_name}, simulated; {t.max_drop:g} were allowed",
-        f"mixed: tradeoff.json has sha256 {digest(t)}",
+        f"mixed: {file_name(t)} has sha256 {digest(t)}",
     )
     return (*said, f"mixed: kept float: {', '.join(plan.kept)}") if plan.kept else said
 
@@ -114,7 +116,10 @@ class Evaluation:
 
     @classmethod
     def of(cls, program: ExportedProgram, data: Samples) -> Evaluation:
-        """Run the float program; raises UsageError where its first output is no row of scores."""
+        """Run the float program.
+
+        Raises UsageError where its first output is no row of scores, and for labels that are not its classes.
+        """
         run = Simulation(graph_module(program), Grid({}, frozenset(), frozenset(), frozenset()))
         inputs = tuple(data)
         wanted = tuple(tuple(array.copy() for array in run.outputs(sample)) for sample in inputs)
@@ -124,8 +129,17 @@ class Evaluation:
                 f"--precision mixed counts right classes, and the first output is {shape}, no row of scores.\n"
                 "Take --precision w8a8, and look at acmix analyze."
             )
-        right = [int(w[0].argmax()) == label for w, label in zip(wanted, data.labels or (), strict=False)]
-        return cls(data, inputs, wanted, sum(right) if data.labels is not None else None)
+        if data.labels is None:
+            return cls(data, inputs, wanted, None)
+        require_classes(data, wanted[0][0].size)
+        right = sum(int(w[0].argmax()) == label for w, label in zip(wanted, data.labels, strict=True))
+        if right <= max(ALMOST_NONE, 0.5 / wanted[0][0].size) * len(data):
+            raise UsageError(
+                f"the float network is right on {right} of {len(data)} photos of {data.name}, so no accuracy is left "
+                "to hold: do the labels count like its classes?\nGive the numbers of its classes in labels.csv or as "
+                "folder names, and trained weights; or give the photos without labels: then agreement is held."
+            )
+        return cls(data, inputs, wanted, right)
 
 
 class Climb:

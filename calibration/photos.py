@@ -13,12 +13,13 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from acmix.calibration.selection import spread
+from acmix.toolkit.adaptive import host
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.spec import Preprocess
 from acmix.toolkit.target import Array
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
-RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+RESAMPLING = host.RESAMPLING
 
 
 def decode(photo: Path) -> Image.Image:
@@ -37,20 +38,12 @@ def pixels(photo: Path, preprocess: Preprocess) -> Array:
 
 def cropped(image: Image.Image, preprocess: Preprocess) -> Array:
     """The middle of an image after its short side was resized: uint8 [H, W, 3]."""
-    width, height = image.size
-    scale = preprocess.resize_short / min(width, height)
-    crop_height, crop_width = preprocess.crop
-    size = (max(round(width * scale), crop_width), max(round(height * scale), crop_height))
-    image = image.resize(size, RESAMPLING[preprocess.interpolation])
-    left, top = (size[0] - crop_width) // 2, (size[1] - crop_height) // 2
-    return np.asarray(image.crop((left, top, left + crop_width, top + crop_height)))
+    return host.fitted(np.asarray(image), preprocess)
 
 
 def normalise(image: Array, preprocess: Preprocess) -> Array:
     """uint8 [H, W, 3] to the network's float32 [1, 3, H, W]."""
-    mean, std = np.asarray(preprocess.mean, np.float32), np.asarray(preprocess.std, np.float32)
-    scaled = (image.astype(np.float32) - mean) / std
-    return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None], dtype=np.float32)
+    return np.ascontiguousarray(host.normalised(image, preprocess).transpose(0, 3, 1, 2))
 
 
 @dataclass(frozen=True)

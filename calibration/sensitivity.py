@@ -13,6 +13,7 @@ from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
 
 from acmix.calibration.simulation import Simulation, end_of, macs_of, total_macs, units, weight_of
+from acmix.toolkit.errors import UsageError
 from acmix.toolkit.grid import Grid, choose_grid
 from acmix.toolkit.quantize import graph_module
 from acmix.toolkit.quantized import Calibrated, example_inputs
@@ -110,6 +111,17 @@ def is_scores(outputs: Sequence[Array]) -> bool:
     return bool(outputs) and outputs[0].size == outputs[0].shape[-1] > 1
 
 
+def require_classes(samples: Samples, classes: int) -> None:
+    """Raise UsageError for a label that no score stands for."""
+    for identifier, label in zip(samples.identifiers, samples.labels or (), strict=False):
+        if not 0 <= label < classes:
+            raise UsageError(
+                f"{samples.name}: {identifier} has label {label}, and the network tells {classes} classes apart.\n"
+                f"Labels are 0 to {classes - 1}, in the order of its scores: number them so in labels.csv, or as "
+                "folder names."
+            )
+
+
 def sensitivity(
     calibrated: Calibrated, samples: Samples, asked: Sequence[str] = (), advance: Advance = lambda done: None
 ) -> Sensitivity:
@@ -130,6 +142,8 @@ def sensitivity(
     scores = False
     for done, (inputs, label, wanted, values) in enumerate(_float_runs(module, samples), start=1):
         scores = is_scores(wanted)
+        if scores and done == 1:
+            require_classes(samples, wanted[0].size)
         plain.add(wanted, wanted, label)
         whole.add(wanted, everything.outputs(inputs), label)
         for trial, tally in zip(trials, tallies, strict=True):

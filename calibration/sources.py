@@ -13,6 +13,12 @@ from acmix.toolkit.spec import Preprocess, TensorSpec
 
 DEFAULT_COUNT = 128
 """Samples, unless --calibration-count says otherwise."""
+WITHOUT_PHOTOS = {
+    "--calibration": "Give arrays instead: --calibration samples.npz, or file.py:function.",
+    "--photos": "Leave it out: the probes prove the file all the same.",
+    "--data": "Leave it out, and take --precision w8a8 where mixed was asked for.",
+}
+"""What to do with a model that photos cannot be fed to, by the flag that named them."""
 KINDS = "a folder of photos, a .npz or .npy file, file.py:function, or builtin"
 
 
@@ -32,28 +38,32 @@ def read_calibration(
         raise UsageError(f"--calibration-count {limit} asks for no sample.\nGive 1 or more; the default is 128.")
     path = Path(reference)
     if reference == "builtin":
-        crops = builtin_photos(_for_photos(reference, spec_inputs, preprocess), seed)
+        crops = builtin_photos(for_photos("--calibration builtin", spec_inputs, preprocess), seed)
         return crops.pick(spread(len(crops), limit))
     if path.suffix in (".npz", ".npy"):
         return read_array_file(path, spec_inputs, preprocess, limit)
     if reference.rpartition(":")[0].endswith(".py"):
         return read_function(reference, spec_inputs, preprocess, limit, seed)
     if path.is_dir():
-        return read_photo_folder(path, _for_photos(reference, spec_inputs, preprocess)).first(limit)
+        made = for_photos(f"--calibration {reference}", spec_inputs, preprocess)
+        return read_photo_folder(path, made).first(limit)
     raise UsageError(f"--calibration {reference!r} names nothing that is there.\nGive {KINDS}.")
 
 
-def _for_photos(reference: str, inputs: tuple[TensorSpec, ...], preprocess: Preprocess | None) -> Preprocess:
-    """The preprocessing, once it is sure that photos can become the input."""
+def for_photos(flag: str, inputs: tuple[TensorSpec, ...], preprocess: Preprocess | None) -> Preprocess:
+    """The preprocessing, once it is sure that photos can become the input. flag: as it was typed, with its value.
+
+    Raises UsageError where there is none, or where what it makes is not the model's one input.
+    """
     if preprocess is None:
         raise UsageError(
-            f"--calibration {reference}: the model has no preprocessing, so photos cannot become its input.\n"
+            f"{flag}: the model has no preprocessing, so photos cannot become its input.\n"
             "Name one: --preprocess imagenet, or a TOML file (see docs/models.md)."
         )
-    if [spec.shape for spec in inputs] != [(1, 3, *preprocess.crop)]:
-        shapes = ", ".join("x".join(map(str, spec.shape)) for spec in inputs)
+    if [(spec.shape, spec.dtype) for spec in inputs] != [((1, 3, *preprocess.crop), "float32")]:
+        taken = ", ".join(f"{'x'.join(map(str, spec.shape))} of {spec.dtype}" for spec in inputs)
         raise UsageError(
-            f"--calibration {reference}: photos become one input 1x3x{preprocess.crop[0]}x{preprocess.crop[1]}, and "
-            f"the model takes {shapes}.\nGive arrays instead: --calibration samples.npz, or file.py:function."
+            f"{flag}: photos become one input 1x3x{preprocess.crop[0]}x{preprocess.crop[1]} of float32, and the model "
+            f"takes {taken}.\n{WITHOUT_PHOTOS[flag.split()[0]]}"
         )
     return preprocess

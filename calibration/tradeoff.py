@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +79,28 @@ def digest(tradeoff: Tradeoff) -> str:
     return hashlib.sha256(encoded(tradeoff)).hexdigest()
 
 
+def file_name(tradeoff: Tradeoff) -> str:
+    """tradeoff-<8 digits of its sha256>.json: what a manifest cites is never overwritten by another ladder."""
+    return f"tradeoff-{digest(tradeoff)[:8]}.json"
+
+
+def write(file: Path, tradeoff: Tradeoff) -> None:
+    """Write tradeoff.json, whole or not at all."""
+    with whole(file) as part:
+        part.write_bytes(encoded(tradeoff))
+
+
+@contextlib.contextmanager
+def whole(file: Path) -> Iterator[Path]:
+    """A hidden file beside `file`, with its suffix, which takes its name when everything is written."""
+    part = file.with_name(f".{file.name}")
+    try:
+        yield part
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def read_tradeoff(file: Path) -> Tradeoff:
     """Read a tradeoff.json; raises UsageError for anything else."""
     try:
@@ -94,6 +118,8 @@ def require_picture(file: Path, flag: str) -> None:
         raise UsageError(f"{flag} {file} has no known suffix.\nDraw to {', '.join(SUFFIXES)}.")
     if not can_draw():
         raise UsageError(f"{flag} needs matplotlib, which is not installed.\nInstall it: pip install matplotlib")
+    if not file.parent.is_dir():
+        raise UsageError(f"{flag} {file} cannot be written: there is no folder {file.parent}.\nMake it first.")
 
 
 def can_draw() -> bool:
@@ -137,4 +163,5 @@ def draw(file: Path, tradeoff: Tradeoff) -> None:
     shares.set_ylabel("int8 multiply-accumulates in %", color="tab:orange")
     below.legend(loc="center left", fontsize="small")
     below.set_xticks(list(places), [rung.name for rung in rungs], rotation=30, ha="right", fontsize="small")
-    figure.savefig(file, dpi=120, metadata={})
+    with whole(file) as part:
+        figure.savefig(part, dpi=120, metadata={})

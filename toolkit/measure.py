@@ -19,6 +19,8 @@ from acmix.toolkit.steady import Warmth
 
 SAMPLE_STATE_S = 1.0
 """The state is read between two runs, never beside one, at most so often."""
+INTERRUPTED = "it was interrupted"
+"""Why a measurement ended that its user stopped."""
 
 Preset = Literal["rapid", "quick", "normal"]
 
@@ -147,7 +149,7 @@ def keep(recorder: Recorder, work: Callable[[], None]) -> str:
         # An interruption is whatever the program makes of its signals; a defect of ours keeps its traceback.
         if isinstance(error, (Exception, SystemExit, GeneratorExit)) or not recorder.has_samples:
             raise
-        return "it was interrupted"
+        return INTERRUPTED
     return ""
 
 

@@ -209,6 +209,8 @@ def _recover(file: Path) -> Measurement:
         raise UsageError(f"{file} is empty: the measurement was cut before it began.\nMeasure again.")
     _check_version(file, first)
     header = msgspec.json.decode(first, type=Header)
+    if not header.subjects:
+        raise UsageError(f"{file} names no artifact.\nGive a journal that `acmix profile` wrote.")
     recorder = Recorder(len(header.subjects))
     for line in lines:
         if line.startswith(b"["):

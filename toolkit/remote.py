@@ -14,20 +14,20 @@ from pathlib import Path
 import numpy as np
 
 from acmix.toolkit._remote_runner import RemoteRunner, RunnerBundle, start_runner
-from acmix.toolkit.artifact import REFERENCE, Artifact, check_digests
+from acmix.toolkit.artifact import Artifact, check_digests
 from acmix.toolkit.conditions import Conditions, Identity, State
 from acmix.toolkit.device import Transport, printable
 from acmix.toolkit.errors import GateError, UsageError
-from acmix.toolkit.execute import Reference, compared, file_inputs, read_references, snapped
+from acmix.toolkit.execute import Reference, compared, file_inputs
 from acmix.toolkit.gate import wait_until_ready
 from acmix.toolkit.journal import Journal
 from acmix.toolkit.measure import Event, Recorder, Timed, Watch, keep, measure
 from acmix.toolkit.measurement import Header, Measurement, Subject, assemble
 from acmix.toolkit.profile import ProfileRequest, interface_of
-from acmix.toolkit.samples import Probes
+from acmix.toolkit.reproof import judged, stored_references
 from acmix.toolkit.state.reading import identify, read_state
 from acmix.toolkit.target import to_layout
-from acmix.toolkit.verify import Compared, Proof, SampleSet, prove, with_conversion
+from acmix.toolkit.verify import Compared, Proof
 
 __all__ = ["RunnerBundle", "profile_on_device"]
 
@@ -72,7 +72,10 @@ def profile_on_device(
         report(f"{transport.device.name}: sending")
         bundles = {bundle.name: bundle for _, bundle in artifacts}
         folders = {name: transport.push(bundle.folder, f"runners/{name}") for name, bundle in bundles.items()}
-        placed = [_place(transport, artifact, bundle, folders[bundle.name]) for artifact, bundle in artifacts]
+        placed = [
+            _place(transport, artifact, bundle, folders[bundle.name], number)
+            for number, (artifact, bundle) in enumerate(artifacts)
+        ]
         for each in placed:
             report(f"{transport.device.name}: proving {each.artifact.name}")
             _hold(transport.device.name, each, _prove(transport, each, request.threads))
@@ -83,12 +86,14 @@ def profile_on_device(
             transport.remove_work_folder()
 
 
-def _place(transport: Transport, artifact: Artifact, bundle: RunnerBundle, folder: str) -> _Placed:
-    """Push the model file and the probes, for a runner that lies in `folder` there."""
-    manifest = artifact.manifest
-    place = f"models/{manifest.files[0].sha256[:16]}"
+def _place(transport: Transport, artifact: Artifact, bundle: RunnerBundle, folder: str, number: int) -> _Placed:
+    """Push the model file and the probes, for a runner that lies in `folder` there.
+
+    number: of the artifact. Each has a place of its own: the same model file may come with other probes.
+    """
+    place = f"models/{number}"
     file = transport.push(artifact.model_file, f"{place}/{artifact.model_file.name}")
-    references = tuple(_references(artifact))
+    references = tuple(stored_references(artifact))
     interface, inputs = interface_of(artifact), {}
     with tempfile.TemporaryDirectory() as here:
         for reference in references:
@@ -103,18 +108,9 @@ def _place(transport: Transport, artifact: Artifact, bundle: RunnerBundle, folde
     return _Placed(artifact, bundle, folder, file, references, paths)
 
 
-def _references(artifact: Artifact) -> list[Reference]:
-    manifest = artifact.manifest
-    bounds = manifest.quantization.probe_bounds if manifest.quantization else ()
-    probes = Probes(manifest.inputs, manifest.seed, bounds=bounds)
-    snap = manifest.preprocess if manifest.pixel_grid else None
-    samples = ((name, snapped(sample, snap)) for name, sample in zip(probes.identifiers, probes, strict=True))
-    return read_references(artifact.folder / REFERENCE, samples)
-
-
 def _prove(transport: Transport, placed: _Placed, threads: int) -> Proof:
     """What reproof asks on this host, asked on the device."""
-    manifest, interface = placed.artifact.manifest, interface_of(placed.artifact)
+    interface = interface_of(placed.artifact)
     rows: list[list[Compared]] = []
     with placed.start(transport) as runner:
         runner.load(placed.file, threads)
@@ -122,14 +118,7 @@ def _prove(transport: Transport, placed: _Placed, threads: int) -> Proof:
             _, outputs = runner.run(placed.inputs[reference.identifier])
             pairs = zip(outputs, interface.file_outputs, interface.outputs, strict=True)
             rows.append(compared(reference, [to_layout(array, found, wanted) for array, found, wanted in pairs]))
-    probes = Probes(manifest.inputs, manifest.seed)
-    sets = (SampleSet(probes.name, len(rows), probes.digest),)
-    names, classifies = [spec.name for spec in manifest.outputs], manifest.model.classifies
-    if manifest.quantization is not None:
-        # What is stored of a quantized file is its simulation on the probes.
-        proof = prove((), (), (), classifies, manifest.target.name, sets)
-        return with_conversion(proof, names, rows, manifest.quantization.conversion, classifies)
-    return prove(names, rows, manifest.tolerances, classifies, manifest.target.name, sets)
+    return judged(placed.artifact, rows)
 
 
 def _hold(device: str, placed: _Placed, proof: Proof) -> None:

@@ -47,7 +47,7 @@ def seal(request: ExportRequest, target: TargetRequest, common: Shared, finished
     write_references(staging / REFERENCE, probes)
     manifest = _manifest(request, target, common, finished, staging)
     write_manifest(staging, manifest)
-    return Artifact(_move(staging, request.out / request.folder_name(target)), manifest)
+    return Artifact(move_into_place(staging, request.out / request.folder_name(target)), manifest)
 
 
 def _manifest(
@@ -113,14 +113,20 @@ def _quantization(
     )
 
 
-def _move(staging: Path, final: Path) -> Path:
-    """An old artifact goes only once the new one is in its place."""
+def move_into_place(staging: Path, final: Path) -> Path:
+    """Give a finished folder its name; an old one of that name goes only once the new one is in its place."""
     staging.chmod(0o755)
     old = None
     if final.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{final.name}.old.", dir=final.parent))
         final.rename(old / final.name)
-    staging.rename(final)
+    try:
+        staging.rename(final)
+    except OSError:
+        if old is not None:
+            (old / final.name).rename(final)
+            old.rmdir()
+        raise
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
     return final

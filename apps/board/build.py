@@ -29,7 +29,7 @@ INSTALL_COMPILER = "Install the cross compiler (Debian: apt install g++-aarch64-
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Build:
     """How one native runner is made. versions: of the package whose interface the source is written for."""
 
     package: str
@@ -43,12 +43,12 @@ class Recipe:
     title: str
 
 
-RECIPES = {
-    "tflite": Recipe(
+BUILDS = {
+    "tflite": Build(
         "ai-edge-litert", "tflite", "2.3.", "litert.c", ("ai_edge_litert/libLiteRt.so",), "ai_edge_litert", (),
         ("LiteRt",), "LiteRT",
     ),
-    "executorch": Recipe(
+    "executorch": Build(
         "executorch", "executorch", "1.5.", "executorch.cpp", ("executorch/lib/", "executorch/include/"),
         "executorch/lib", ("executorch/include", "executorch/include/executorch/runtime/core/portable_type/c10"),
         ("executorch", "executorch_kernels_optimized", "executorch_kernels_quantized", "executorch_backend_xnnpack",
@@ -62,24 +62,24 @@ def build_runner(target: str) -> RunnerBundle:
 
     Raises UsageError with what to install when the compiler or the runtime's package is missing.
     """
-    recipe = RECIPES[target]
-    version = wheels.installed_version(recipe.package, recipe.extra)
-    if not version.startswith(recipe.versions):
+    build = BUILDS[target]
+    version = wheels.installed_version(build.package, build.extra)
+    if not version.startswith(build.versions):
         raise UsageError(
-            f"the runner is written for {recipe.package} {recipe.versions}x, and {version} is installed.\n"
-            f"Install that one: pip install '{recipe.package}=={recipe.versions}*'."
+            f"the runner is written for {build.package} {build.versions}x, and {version} is installed.\n"
+            f"Install that one: pip install '{build.package}=={build.versions}*'."
         )
     compilers = {word: _compiler(word) for word in ("gcc", "g++", "readelf")}
-    wheel = wheels.find_wheel(recipe.package, version)
+    wheel = wheels.find_wheel(build.package, version)
     said = _call([compilers["gcc"], "--version"], "ask the compiler's version")
-    sources = [(SOURCES / name).read_bytes() for name in ("runtime.h", "runner.c", recipe.source)]
+    sources = [(SOURCES / name).read_bytes() for name in ("runtime.h", "runner.c", build.source)]
     word = wheels.digest_word(*sources, wheel.name.encode(), said.encode(), Path(__file__).read_bytes())
     name = f"{target}-{version}-{word}"
     place = wheels.cache_folder() / "runners" / name
     if not place.is_dir():
-        _build(recipe, wheel, compilers, place)
+        _build(build, wheel, compilers, place)
     command = (f"{{folder}}/{LOADER}", "--library-path", "{folder}", "{folder}/runner")
-    return RunnerBundle(place, name, command, f"{recipe.title} {version}, native runner")
+    return RunnerBundle(place, name, command, f"{build.title} {version}, native runner")
 
 
 def _compiler(word: str) -> str:
@@ -88,16 +88,16 @@ def _compiler(word: str) -> str:
     raise UsageError(f"there is no {PREFIX}{word} here, which builds the runner for the device.\n{INSTALL_COMPILER}")
 
 
-def _build(recipe: Recipe, wheel: Path, compilers: dict[str, str], place: Path) -> None:
+def _build(build: Build, wheel: Path, compilers: dict[str, str], place: Path) -> None:
     """Make the bundle beside its place; it appears whole."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".build-") as made:
         unpacked, bundle = Path(made) / "wheel", Path(made) / "bundle"
         bundle.mkdir()
-        wheels.unpack(wheel, recipe.unpacked, unpacked)
-        libraries = unpacked / recipe.libraries
+        wheels.unpack(wheel, build.unpacked, unpacked)
+        libraries = unpacked / build.libraries
         runner = bundle / "runner"
-        _compile(recipe, unpacked, libraries, compilers, Path(made), runner)
+        _compile(build, unpacked, libraries, compilers, Path(made), runner)
         for file in _closure(runner, libraries, compilers):
             shutil.copy(file, bundle / file.name)
         (bundle / LOADER).chmod(0o755)
@@ -110,17 +110,17 @@ def _build(recipe: Recipe, wheel: Path, compilers: dict[str, str], place: Path) 
 
 
 def _compile(
-    recipe: Recipe, unpacked: Path, libraries: Path, compilers: dict[str, str], made: Path, runner: Path
+    build: Build, unpacked: Path, libraries: Path, compilers: dict[str, str], made: Path, runner: Path
 ) -> None:
     common = made / "runner.o"
     wanted = ["-O2", "-Wall", f"-I{SOURCES}"]
     _call([compilers["gcc"], "-std=gnu11", *wanted, "-c", "-o", str(common), str(SOURCES / "runner.c")], "compile")
-    is_cpp = recipe.source.endswith(".cpp")
+    is_cpp = build.source.endswith(".cpp")
     command = [compilers["g++" if is_cpp else "gcc"], "-std=c++17" if is_cpp else "-std=gnu11", *wanted]
     # Kernels and delegates register themselves when they are loaded: nothing refers to them by name.
-    command += ["-DC10_USING_CUSTOM_GENERATED_MACROS", *(f"-isystem{unpacked / path}" for path in recipe.includes)]
-    command += ["-o", str(runner), str(common), str(SOURCES / recipe.source), f"-L{libraries}", "-Wl,--no-as-needed"]
-    _call([*command, *(f"-l{name}" for name in recipe.linked), "-Wl,--allow-shlib-undefined"], "compile")
+    command += ["-DC10_USING_CUSTOM_GENERATED_MACROS", *(f"-isystem{unpacked / path}" for path in build.includes)]
+    command += ["-o", str(runner), str(common), str(SOURCES / build.source), f"-L{libraries}", "-Wl,--no-as-needed"]
+    _call([*command, *(f"-l{name}" for name in build.linked), "-Wl,--allow-shlib-undefined"], "compile")
 
 
 def _closure(runner: Path, libraries: Path, compilers: dict[str, str]) -> list[Path]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from acmix.apps.board import wheels
-from acmix.apps.board.build import RECIPES, build_runner
+from acmix.apps.board.build import BUILDS, build_runner
 from acmix.toolkit.artifact import Artifact
 from acmix.toolkit.device import Device, Transport, printable
 from acmix.toolkit.errors import UsageError
@@ -16,11 +16,16 @@ ASK_TIMEOUT_S = 60.0
 PYTHON_RUNNER = Path(__file__).with_name("python_runner.py")
 ARM64 = frozenset({"aarch64", "arm64"})
 PYTHON_MODULES = {"tflite": ("ai_edge_litert", "tflite_runtime"), "onnx": ("onnxruntime",)}
+# A module may come from a package of another name: onnxruntime from onnxruntime-gpu.
 SEEK = (
     "import importlib.metadata as m, importlib.util as u, sys\n"
     "for n in sys.argv[1:]:\n"
     "    if u.find_spec(n) and u.find_spec('numpy'):\n"
-    "        print(n, m.version(n.replace('_', '-')))\n"
+    "        try:\n"
+    "            v = m.version(n.replace('_', '-'))\n"
+    "        except m.PackageNotFoundError:\n"
+    "            v = 'unknown'\n"
+    "        print(n, v)\n"
 )
 
 
@@ -44,7 +49,7 @@ def _refuse(artifact: Artifact, device: Device) -> None:
             f"{artifact.name} is for the delegate {record.options['delegate']}, which our runner does not have.\n"
             "Export it for XNNPACK: leave --delegate out."
         )
-    if record.name not in RECIPES and record.name not in PYTHON_MODULES:
+    if record.name not in BUILDS and record.name not in PYTHON_MODULES:
         raise UsageError(
             f"{artifact.name} cannot run on {device.name}: {record.name} files run on Apple's devices only.\n"
             "docs/devices.md tells what a Mac does."
@@ -61,16 +66,17 @@ def _choose(transport: Transport, artifact: Artifact, installed: dict[str, str])
     for module in PYTHON_MODULES.get(target, ()):
         if module in installed:
             return _python_runner(target, f"{module} {installed[module]}")
-    if target not in RECIPES:
+    if target not in BUILDS:
         raise UsageError(
             f"{artifact.name} cannot run on {device.name}: it has no onnxruntime for its python3.\n"
             "Install it there: pip install onnxruntime."
         )
-    machine = _machine(transport)
-    if machine not in ARM64:
+    system, machine = _system_and_machine(transport)
+    if system != "Linux" or machine not in ARM64:
         cure = "Install the runtime there: pip install ai-edge-litert." if target == "tflite" else "Use tflite there."
         raise UsageError(
-            f"{artifact.name} cannot run on {device.name}: native runners are built for arm64, it is {machine}.\n{cure}"
+            f"{artifact.name} cannot run on {device.name}: native runners are built for arm64 Linux, "
+            f"it is {system} {machine}.\n{cure}"
         )
     return build_runner(target)
 
@@ -84,9 +90,11 @@ def _installed_there(transport: Transport, modules: Sequence[str]) -> dict[str, 
     return {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and pair[0] in modules} if done.code == 0 else {}
 
 
-def _machine(transport: Transport) -> str:
-    done = transport.run(["uname", "-m"], timeout_s=ASK_TIMEOUT_S)
-    return printable(done.stdout, 40) or "unknown"
+def _system_and_machine(transport: Transport) -> tuple[str, str]:
+    """('Linux', 'aarch64') of `uname -s -m`; a Mac is arm64 too and starts no program of Linux."""
+    done = transport.run(["uname", "-s", "-m"], timeout_s=ASK_TIMEOUT_S)
+    words = printable(done.stdout, 80).split()
+    return (words[0], words[1]) if len(words) == 2 else ("unknown", "unknown")
 
 
 def _python_runner(target: str, found: str) -> RunnerBundle:

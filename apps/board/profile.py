@@ -16,8 +16,9 @@ from acmix.toolkit import profile as profiling
 from acmix.toolkit.artifact import Artifact, open_artifact
 from acmix.toolkit.device import HOST_NAME, Device
 from acmix.toolkit.devices import connect, load_device
-from acmix.toolkit.errors import AcmixError, GateError, UsageError
+from acmix.toolkit.errors import AcmixError, UsageError
 from acmix.toolkit.journal import journal_beside, result_of
+from acmix.toolkit.measure import INTERRUPTED
 from acmix.toolkit.remote import profile_on_device
 
 
@@ -35,7 +36,7 @@ def profile(folders: Sequence[Path], names: str, flags: profiles.ProfileFlags, a
     """Measure on each device in turn, save beside the first artifact, print.
 
     Leaves with 1 when a device failed or its measurement is incomplete.  Nothing is measured anywhere when a
-    device is unknown or away.
+    device is unknown or away.  An interruption ends the whole command, after what was taken is saved.
     """
     devices = _devices(names)
     opened = [open_artifact(folder) for folder in folders]
@@ -54,13 +55,20 @@ def profile(folders: Sequence[Path], names: str, flags: profiles.ProfileFlags, a
         screen.print(profiles.latencies(outcome.measurement))
         screen.print(profiles.judgement(outcome.measurement))
         screen.print(f"Raw samples: {os.path.relpath(outcome.saved)}")
+        if INTERRUPTED in _cuts(outcome.measurement):
+            break
     if as_json:
         print_json("profile", devices=[_row(outcome) for outcome in outcomes])
     raise typer.Exit(1 if any(map(_failed, outcomes)) else 0)
 
 
 def _failed(outcome: Outcome) -> bool:
-    return outcome.measurement is None or outcome.measurement.judgement.verdict == "incomplete"
+    return outcome.measurement is None or bool(_cuts(outcome.measurement))
+
+
+def _cuts(measurement: profiling.Measurement) -> list[str]:
+    """Why it ended early; an emulator's verdict is worse than that and hides it."""
+    return [reason.what for reason in measurement.judgement.reasons if reason.leads_to == "incomplete"]
 
 
 def _row(outcome: Outcome) -> dict[str, object]:
@@ -94,17 +102,15 @@ def _check_all_ready(devices: Sequence[Device]) -> None:
 def _measured(
     device: Device, opened: Sequence[Artifact], request: profiling.ProfileRequest, threads: int | None
 ) -> Outcome:
-    """GateErrors are this device's own; the next may do better. Bad input ends the command."""
+    """What fails is this device's own, a missing compiler or runtime too; the next may do better."""
     request = replace(request, threads=device.threads if threads is None else threads)
     beside = opened[0].folder.absolute().parent
     journal = journal_beside(beside)
     try:
         measurement = _measure(device, opened, request, journal)
-    except GateError as error:
-        return Outcome(device.name, error=str(error))
-    except AcmixError:
+    except AcmixError as error:
         journal.unlink(missing_ok=True)
-        raise
+        return Outcome(device.name, error=str(error))
     saved = profiling.save(measurement, beside, result_of(journal))
     journal.unlink()
     return Outcome(device.name, measurement, str(saved))

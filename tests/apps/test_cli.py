@@ -90,6 +90,8 @@ TINY = ("--model", "nets.py:make_net", "--input", "1x3x32x32", "--target", "onnx
         (("--photos", "gone"), ["gone is not a folder"]),
         (("--image-input", *TINY[:4], "--target", "coreml"), ["bakes the preprocessing in", "--preprocess"]),
         (("--photos", ".", *TINY), ["no preprocessing", "--preprocess imagenet"]),
+        (("--calibration-count", "7", *TINY), ["--calibration-count is for", "'float32' has none", "w8a8"]),
+        (("--accept-calibration", "--precision", "w8", *TINY), ["--accept-calibration is for", "'w8' has none"]),
         (("--preprocess", "gone.toml", *TINY), ["neither 'imagenet' nor a TOML file"]),
         (("--nope",), ["No such option", "--nope"]),
     ],

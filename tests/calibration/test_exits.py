@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from acmix.calibration.curve import draw
+from acmix.calibration.curve import check_picture, draw
 from acmix.calibration.exits import (
     Answers,
     accuracy_interval,
@@ -149,7 +149,20 @@ def test_logits_that_cannot_be_calibrated_are_refused(
 
 @pytest.mark.parametrize(
     "text",
-    ["", "accuracy", "accuracy=", "accuracy=x", "accuracy=1,2", "accuracy=nan", "luck=3", "cost=-1", "rates=0.5,0.6"],
+    [
+        "",
+        "accuracy",
+        "accuracy=",
+        "accuracy=x",
+        "accuracy=1,2",
+        "accuracy=nan",
+        "luck=3",
+        "cost=-1",
+        "rates=0.5,0.6",
+        "geometric=0",
+        "geometric=0.5",
+        "geometric=40",
+    ],
 )
 def test_an_operating_point_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"--exits"):
@@ -227,6 +240,8 @@ def test_given_thresholds_are_drawn_only_with_a_calibration(tmp_path: Path) -> N
     made = calibrate(made_answers(3, 40), parse_aim("geometric=20"), "max_softmax", STAGES, ("made", "0"))
     with pytest.raises(UsageError, match="no known suffix"):
         draw(tmp_path / "curve.docx", made)
+    with pytest.raises(UsageError, match="no known suffix"):
+        check_picture(Path("curve"))
     draw(tmp_path / "curve.svg", made)
     assert b"<svg" in (tmp_path / "curve.svg").read_bytes()
 
@@ -249,9 +264,18 @@ def test_a_published_table_is_taken_as_it_stands(kept: str, tmp_path: Path) -> N
     np.testing.assert_allclose(published_thresholds(str(file)), [[0.9, 0.8], [0.7, 0.6]], rtol=1e-6)
 
 
+class OddArray:
+    """Pickled as a numpy array whose dtype is torch's."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        rebuild = np.zeros(1).__reduce__()[0]
+        return rebuild, (np.ndarray, (0,), b"b"), (1, (1, 2), torch.float32, False, bytes(8))
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
+        (OddArray(), "cannot be read"),
         (None, "has no table 'dynamic_threshold'"),
         ([[0.9, 0.8, 0.5]], "out of the way"),
         ([0.9, -1e8], "out of the way"),

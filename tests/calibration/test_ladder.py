@@ -193,6 +193,21 @@ def test_outputs_that_are_no_scores_are_refused() -> None:
         MixedCalibrator(Scenes(1, 4), Scenes(2, 4), 1.0)(captured(nn.Conv2d(3, 4, 1)), RECIPE)
 
 
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        ((0, 6, 1, 2), "scenes: 1 has label 6, and the network tells 6 classes apart"),
+        ((0, 1, 2, -1), "scenes: 3 has label -1"),
+        (None, "the float network is right on 0 of 4 photos of scenes.*do the labels count like its classes?"),
+    ],
+)
+def test_labels_that_are_not_the_networks_classes_are_refused(labels: tuple[int, ...] | None, sentence: str) -> None:
+    net, data = Fragile(nn.ReLU()), Scenes(2, 4)
+    shifted = tuple((label + 1) % 6 for label in classes(net, data))
+    with pytest.raises(UsageError, match=sentence):
+        MixedCalibrator(Scenes(1, 4), replace(data, labels=labels or shifted), 1.0)(captured(net), RECIPE)
+
+
 def test_what_calibrates_may_not_judge() -> None:
     require_disjoint(Scenes(1, 4), Scenes(2, 4))
     with pytest.raises(UsageError, match="--data is not held out: 2 of the 2 samples"):

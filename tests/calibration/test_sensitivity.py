@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 
 from acmix.calibration.collect import collect
 from acmix.calibration.sensitivity import by_noise_per_mac, sensitivity
+from acmix.toolkit.errors import UsageError
 from acmix.toolkit.program import quiet
 from acmix.toolkit.quantized import Calibrated
 from acmix.toolkit.ranges import Range
@@ -136,6 +137,8 @@ def test_labels_and_samples_are_counted() -> None:
     result = sensitivity(made, Noise(6, wrong))
     assert result.float_top1 == 0.5
     assert result.samples_count == 6
+    with pytest.raises(UsageError, match="noise: 5 has label 4, and the network tells 4 classes apart"):
+        sensitivity(made, Noise(6, (0, 1, 2, 3, 0, 4)))
     unlabelled = sensitivity(made, samples)
     assert unlabelled.float_top1 is None
     assert unlabelled.modules[0].cost.top1 is None

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from acmix.calibration.builtin import CROPS, PHOTOS, builtin_photos
+from acmix.calibration.checks import check_samples
 from acmix.calibration.photos import normalise, pixels
-from acmix.calibration.sources import read_calibration
+from acmix.calibration.sources import for_photos, read_calibration
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.samples import digest_of
 from acmix.toolkit.spec import Preprocess, TensorSpec
@@ -47,6 +48,19 @@ def test_a_lone_array_belongs_to_the_lone_input_under_any_name(tmp_path: Path) -
         assert samples.identifiers == ("0", "2", "5", "7")
         np.testing.assert_array_equal(np.concatenate([x for (x,) in samples]), data[[0, 2, 5, 7]])
     assert read_calibration(str(tmp_path / "a.npy"), IMAGE, None).name == "a.npy"
+
+
+def test_a_bool_input_takes_bools_and_nothing_else(tmp_path: Path) -> None:
+    spec = (TensorSpec("mask", (1, 4), "bool"),)
+    mask = np.array([[True, False, True, True], [False, False, False, True]])
+    np.save(tmp_path / "a.npy", mask)
+    samples = read_calibration(str(tmp_path / "a.npy"), spec, None)
+    np.testing.assert_array_equal(np.concatenate([x for (x,) in samples]), mask)
+    assert next(iter(samples))[0].dtype == np.bool_
+    check_samples(samples, spec, None)
+    np.save(tmp_path / "a.npy", mask.astype(np.int64))
+    with pytest.raises(UsageError, match=r"is of int64; 'mask' takes bool.\nGive values as the network takes them\.$"):
+        read_calibration(str(tmp_path / "a.npy"), spec, None)
 
 
 def test_several_inputs_are_found_by_name(tmp_path: Path) -> None:
@@ -180,8 +194,24 @@ def test_a_package_without_its_photos_is_named(monkeypatch: pytest.MonkeyPatch) 
 def test_photos_for_a_model_without_an_image_input_are_refused(reference: str) -> None:
     with pytest.raises(UsageError, match="has no preprocessing"):
         read_calibration(reference, IMAGE, None)
-    with pytest.raises(UsageError, match="the model takes 1x4, 1x2"):
+    with pytest.raises(UsageError, match="the model takes 1x4 of float32, 1x2 of int64"):
         read_calibration(reference, PAIR, PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("taken", "said"),
+    [
+        (TensorSpec("image", (1, 3, 48, 48)), "1x3x32x32 of float32, and the model takes 1x3x48x48 of float32"),
+        (TensorSpec("image", (1, 3, 32, 32), "int32"), "and the model takes 1x3x32x32 of int32"),
+    ],
+)
+def test_photos_of_another_size_or_type_are_refused_under_their_flag(taken: TensorSpec, said: str) -> None:
+    assert for_photos("--data photos", IMAGE, PLAIN) is PLAIN
+    with pytest.raises(UsageError, match=f"--data photos: photos become one input .*{said}") as refused:
+        for_photos("--data photos", (taken,), PLAIN)
+    assert "take --precision w8a8" in str(refused.value)
+    with pytest.raises(UsageError, match=r"Give arrays instead: --calibration samples\.npz"):
+        for_photos("--calibration photos", (taken,), PLAIN)
 
 
 def test_a_reference_to_nothing_names_what_there_could_be(tmp_path: Path) -> None:

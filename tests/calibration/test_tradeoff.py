@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from acmix.calibration.tradeoff import Rung, Tradeoff, digest, draw, encoded, read_tradeoff, require_picture
+from acmix.calibration.tradeoff import (
+    Rung,
+    Tradeoff,
+    digest,
+    draw,
+    encoded,
+    file_name,
+    read_tradeoff,
+    require_picture,
+    whole,
+    write,
+)
 from acmix.toolkit.errors import UsageError
 
 
@@ -32,11 +43,31 @@ FOUND = Tradeoff(
 
 
 def test_what_is_written_is_read_back_and_has_the_digest_that_is_said(tmp_path: Path) -> None:
-    file = tmp_path / "tradeoff.json"
-    file.write_bytes(encoded(FOUND))
+    file = tmp_path / file_name(FOUND)
+    write(file, FOUND)
+    assert list(tmp_path.iterdir()) == [file]
     assert read_tradeoff(file) == FOUND
     assert digest(FOUND) == hashlib.sha256(file.read_bytes()).hexdigest()
     assert json.loads(file.read_text())["schema_version"] == 1
+
+
+def test_two_ladders_never_have_one_name() -> None:
+    assert file_name(FOUND) == f"tradeoff-{hashlib.sha256(encoded(FOUND)).hexdigest()[:8]}.json"
+    assert file_name(FOUND) != file_name(replace(FOUND, max_drop=2.0))
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(b"before")
+
+    def fail() -> None:
+        with whole(file) as part:
+            part.write_bytes(b"half")
+            raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"):
+        fail()
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a.png", b"before")]
 
 
 @pytest.mark.parametrize(
@@ -78,3 +109,5 @@ def test_the_picture_shows_what_was_taken_in_green(tmp_path: Path) -> None:
 def test_a_picture_of_no_known_kind_is_refused_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--plot .*\.jpg has no known suffix"):
         require_picture(tmp_path / "a.jpg", "--plot")
+    with pytest.raises(UsageError, match=r"--plot .*a.png cannot be written: there is no folder .*gone"):
+        require_picture(tmp_path / "gone" / "a.png", "--plot")

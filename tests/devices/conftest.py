@@ -20,7 +20,8 @@ from acmix.toolkit.devices import adb, connect
 from acmix.toolkit.errors import UsageError
 
 HERE = Path(__file__).parent
-CACHE = Path(os.environ.get("ACMIX_TEST_CACHE") or Path.home() / ".cache" / "acmix-tests")
+USER_CACHE = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+CACHE = Path(os.environ.get("ACMIX_TEST_CACHE") or Path(USER_CACHE, "acmix-tests"))
 ARM64_ROOT = CACHE / "arm64-root"
 PHONE_PORT = 5555
 START_S = 30.0
@@ -31,6 +32,10 @@ def lacking(reason: str) -> None:
     if os.environ.get("ACMIX_REQUIRE_DEVICES") == "1":
         pytest.fail(f"{reason}; ACMIX_REQUIRE_DEVICES=1 says that tests/devices/install.sh has run")
     pytest.skip(f"{reason}: run tests/devices/install.sh as root")
+
+
+# For the test files, which cannot import this one.
+lacking_fixture = pytest.fixture(scope="session", name="lacking")(lambda: lacking)
 
 
 @dataclass(frozen=True)

@@ -61,10 +61,10 @@ echo "arm64 runtimes"
 # Where acmix itself looks for them when XDG_CACHE_HOME is $cache/xdg, and by its own download.
 XDG_CACHE_HOME=$cache/xdg "$python" - <<'PY'
 from acmix.apps.board import wheels
-from acmix.apps.board.build import RECIPES
+from acmix.apps.board.build import BUILDS
 
-for recipe in RECIPES.values():
-    wheels.find_wheel(recipe.package, wheels.installed_version(recipe.package, recipe.extra))
+for build in BUILDS.values():
+    wheels.find_wheel(build.package, wheels.installed_version(build.package, build.extra))
 PY
 site=$root/usr/local/lib/python3.11/dist-packages
 if [ ! -d "$site/onnxruntime" ]; then

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import threading
 import time
@@ -40,15 +39,8 @@ def quiet(said: str) -> None:
     """Nobody watches."""
 
 
-def lacking(reason: str) -> None:
-    """Skip with the reason; in CI, where everything was installed, fail."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"{reason}; CI=true means that tests/devices/install.sh has run")
-    pytest.skip(f"{reason}: run tests/devices/install.sh as root")
-
-
 @pytest.fixture(autouse=True)
-def runtimes(arm64_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def runtimes(arm64_root: Path, lacking: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The runtimes and the compiler that install.sh brought, or a skip; no device of the developer's own."""
     cache = arm64_root.parent / "xdg"
     if not list((cache / "acmix" / "wheels").glob("*aarch64.whl")):
@@ -79,7 +71,8 @@ def test_every_runner_gives_what_the_runtime_here_gives(device: Device, exported
     artifacts = [exported(precision)[target] for target in RUN_ON[device.name] for precision in ("float32", "w8a8")]
     with connect(device) as transport:
         for artifact, bundle in zip(artifacts, choose_runners(transport, artifacts), strict=True):
-            placed = remote._place(transport, artifact, bundle, transport.push(bundle.folder, f"runners/{bundle.name}"))
+            folder = transport.push(bundle.folder, f"runners/{bundle.name}")
+            placed = remote._place(transport, artifact, bundle, folder, 0)
             wanted = on_host(artifact, placed.references, tmp_path / "log")
             with placed.start(transport) as runner:
                 assert runner.load(placed.file, 1).ns > 0

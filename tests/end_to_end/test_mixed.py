@@ -7,6 +7,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -100,6 +101,47 @@ def test_photos_that_calibrate_may_not_judge(tiny: str, scenes: Path) -> None:
         export_request(tiny_flags(tiny, precision="mixed", calibration=str(scenes), data=scenes), {})
 
 
+@pytest.mark.parametrize("flag", ["photos", "data"])
+def test_photos_that_the_model_cannot_take_are_refused(tiny: str, scenes: Path, tmp_path: Path, flag: str) -> None:
+    np.save(tmp_path / "grey.npy", np.random.default_rng(0).standard_normal((4, 1, 32, 32)).astype(np.float32))
+    common = replace(tiny_flags(tiny), inputs=("1x1x32x32",))
+    if flag == "photos":
+        flags = replace(common, photos=scenes)
+    else:
+        grey = str(tmp_path / "grey.npy")
+        flags = replace(common, precision="mixed", data=scenes, calibration=grey, accept_calibration=True)
+    sentence = f"--{flag} {scenes}: photos become one input 1x3x32x32 of float32, and the model takes 1x1x32x32"
+    with pytest.raises(UsageError, match=sentence):
+        export_request(flags, {})
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved program with a pair of its author's in it."""
+
+    class Rounded(torch.nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            grid = (0.1, 0, -128, 127, torch.int8)
+            rounded = torch.ops.quantized_decomposed.quantize_per_tensor(x, *grid)
+            return super().forward(torch.ops.quantized_decomposed.dequantize_per_tensor(rounded, *grid))
+
+    file = tmp_path_factory.mktemp("pairs") / "qat.pt2"
+    with torch.no_grad():
+        torch.export.save(torch.export.export(Rounded(3, 4, 3).eval(), (torch.zeros(1, 3, 32, 32),)), file)
+    return file
+
+
+def test_a_program_with_pairs_is_neither_ranked_nor_calibrated(acmix: Program, pairs: Path) -> None:
+    code, _, said = acmix("analyze", "--model", pairs, "--calibration", "builtin", "--preprocess", "imagenet")
+    assert code == 2
+    assert "qat.pt2 holds its own quantize and dequantize pairs" in said
+    assert "Give the float network" in said
+    for others, flag in (({"calibration_count": 3}, "--calibration-count"), ({"accept_calibration": True}, "--accept")):
+        flags = ExportFlags(model=str(pairs), target="onnx", precision="w8a8", **others)
+        with pytest.raises(UsageError, match=f"{flag}.* brings scales and zero points of its own"):
+            export_request(flags, {})
+
+
 def test_a_budget_that_cannot_be_met_is_exit_1_and_leaves_nothing(acmix: Program, scenes: Path, tmp_path: Path) -> None:
     nets = tmp_path / "nets.py"
     nets.write_text(HOPELESS, encoding="utf-8")
@@ -118,17 +160,17 @@ def test_photos_without_labels_judge_by_agreement_and_the_ladder_is_kept(
     acmix: Program, tiny: str, scenes: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    code, printed, said = acmix(
-        "export", "--model", tiny, "--input", "1x3x32x32", "--preprocess", "imagenet", "--target", "onnx,executorch",
-        "--precision", "mixed", "--calibration", "builtin", "--calibration-count", 12,
-        "--data", scenes, "--data-count", 10, "--max-drop", 100, "--out", out, "--json",
+    common = (
+        "export", "--model", tiny, "--input", "1x3x32x32", "--preprocess", "imagenet", "--precision", "mixed",
+        "--calibration", "builtin", "--calibration-count", 12, "--data", scenes, "--max-drop", 100, "--out", out,
     )  # fmt: skip
+    code, printed, said = acmix(*common, "--data-count", 10, "--target", "onnx,executorch", "--json")
     assert code == 0
     assert "rung 'w8a8'" in said
     assert "drop of agreement with the float network in points on 10 photos" in said
     assert "calibration builtin: " in said
     assert "12 samples" in said
-    ladder = out / "make_net-mixed-tradeoff.json"
+    ladder = next(out.glob("make_net-mixed-tradeoff-????????.json"))
     found = read_tradeoff(ladder)
     assert (found.float_top1, found.photos_count, found.chosen) == (None, 10, 0)
     assert json.loads(printed)["tradeoff"] == json.loads(ladder.read_text())
@@ -137,7 +179,12 @@ def test_photos_without_labels_judge_by_agreement_and_the_ladder_is_kept(
     for target in ("onnx", "executorch"):
         quantization = open_artifact(out / f"make_net-{target}-mixed").manifest.quantization
         assert quantization is not None
-        assert f"mixed: tradeoff.json has sha256 {digest}" in quantization.repairs
+        assert f"mixed: tradeoff-{digest[:8]}.json has sha256 {digest}" in quantization.repairs
+    before = ladder.read_bytes()
+    code, _, _ = acmix(*common, "--data-count", 11, "--target", "onnx", "--overwrite")
+    assert (code, ladder.read_bytes()) == (0, before)
+    assert len(list(out.glob("make_net-mixed-tradeoff-*.json"))) == 2
+    assert list(out.glob(".*")) == []
 
 
 def test_analyze_ranks_every_module_in_json_and_as_a_picture(acmix: Program, tiny: str, tmp_path: Path) -> None:
@@ -158,12 +205,25 @@ def test_analyze_ranks_every_module_in_json_and_as_a_picture(acmix: Program, tin
     assert Image.open(plot).size[1] > 300
 
 
+def test_a_failure_after_the_ranking_prints_one_json_object(acmix: Program, tiny: str, tmp_path: Path) -> None:
+    plot = tmp_path / "plot.png"
+    plot.mkdir()
+    code, printed, _ = acmix(
+        "analyze", "--model", tiny, "--input", "1x3x32x32", "--preprocess", "imagenet",
+        "--calibration", "builtin", "--calibration-count", 4, "--data-count", 2, "--plot", plot, "--json",
+    )  # fmt: skip
+    assert code == 2
+    assert "plot.png" in json.loads(printed)["error"]
+    assert list(tmp_path.iterdir()) == [plot]
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
         (("--precision", "w8", "--calibration", "builtin"), "analyze rounds weights and activations"),
         ((), "--precision w8a8 needs calibration"),
         (("--calibration", "builtin", "--plot", "a.jpg"), "--plot a.jpg has no known suffix"),
+        (("--calibration", "builtin", "--plot", "gone/a.png"), "there is no folder gone"),
         (("--calibration", "builtin", "--target", "tflight"), "no target is called 'tflight'"),
     ],
 )

@@ -163,6 +163,16 @@ def test_an_arm64_program_under_an_x86_kernel_is_emulated() -> None:
     assert emulation.evidence(files.get, "x86_64", {}) == ()
 
 
+def test_an_arm64_kernel_that_was_built_on_x86_is_no_sign() -> None:
+    files = {
+        "/proc/version": "Linux version 6.6.1 (builder@x86_64-host)",
+        f"{linux.CPU}/cpu0/regs/identification/midr_el1": "0x00000000410fd083\n",
+    }
+    assert emulation.evidence(files.get, "aarch64", {}) == ()
+    files[f"{linux.CPU}/cpu0/regs/identification/midr_el1"] = "0x0000000000000000\n"
+    assert emulation.evidence(files.get, "aarch64", {}) == ("an arm64 program under an x86 kernel",)
+
+
 def test_an_android_emulator_says_so() -> None:
     assert emulation.evidence(lambda path: None, "x86_64", {"ro.kernel.qemu": "1"}) == (
         "Android says that it runs in QEMU",

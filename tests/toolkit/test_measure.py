@@ -242,6 +242,14 @@ def test_what_is_no_measurement_is_refused_in_a_sentence(content: bytes, tmp_pat
             read_measurement(tmp_path / name)
 
 
+def test_a_journal_without_an_artifact_is_refused(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "none.jsonl")
+    journal.write(Header((), Plan(6, 0.0), "noise", HEADER.conditions))
+    journal.close()
+    with pytest.raises(UsageError, match="names no artifact"):
+        read_measurement(tmp_path / "none.jsonl")
+
+
 def test_damage_inside_a_journal_is_refused(tmp_path: Path) -> None:
     file, _ = finished(tmp_path)
     first = next(lines_of(file))

@@ -98,7 +98,7 @@ class Engine:
     def __call__(self, photo: Array, policy: Policy | None, record: Recorder | None = None) -> Trace:
         """A decoded photo, uint8 [H, W, 3] RGB, to its trace; every stage runs where policy is None.
 
-        Raises GateError when a confidence is no number, and what a runtime raises.
+        Raises GateError when a confidence is no number or a predicted place is none, and what a runtime raises.
         """
         values: dict[str, _Value] = {}
         results: list[StageResult] = []

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from acmix.toolkit import machine, pipeline
 from acmix.toolkit.adaptive.artifact import (
-    ADAPTIVE,
     AdaptiveArtifact,
     AdaptiveManifest,
     WayProof,
@@ -27,12 +25,13 @@ from acmix.toolkit.adaptive.observe import Recorded, every_stage, record_inputs
 from acmix.toolkit.adaptive.photos import Photos, SeededPhotos
 from acmix.toolkit.adaptive.proof import margins, prove_way
 from acmix.toolkit.adaptive.reference import SEEDED_PHOTOS, write_reference
-from acmix.toolkit.adaptive.runner import Loaded, eager_engine, load_stages
+from acmix.toolkit.adaptive.runner import Loaded, eager_model, load_stages
 from acmix.toolkit.adaptive.spec import AdaptiveSpec, check_stages
 from acmix.toolkit.artifact import REFERENCE, Artifact, sha256_of
 from acmix.toolkit.errors import AcmixError, UsageError
 from acmix.toolkit.policy import POLICY, Policy, policy_of, write_policy
 from acmix.toolkit.request import ExportRequest, Outcome, TargetRequest, refuse_early
+from acmix.toolkit.seal import move_into_place
 from acmix.toolkit.verify import SampleSet
 
 if TYPE_CHECKING:
@@ -54,6 +53,7 @@ class AdaptiveRequest:
     base: recipe, targets, folder and flags, as for an ordinary export; its source stands for the first network.
     photos: to calibrate and to prove on.  calibrate: chooses the thresholds of each target.
     calibrator: for integer activations, finds the ranges of one network over what it gets on the photos.
+    remarks: what the checks found to say of the photos.
     """
 
     spec: AdaptiveSpec
@@ -61,6 +61,7 @@ class AdaptiveRequest:
     photos: Photos
     calibrate: Calibrate
     calibrator: Callable[[Recorded], Calibrator] | None = None
+    remarks: tuple[str, ...] = ()
 
     def folder(self, target: TargetRequest) -> Path:
         """The finished artifact's place."""
@@ -93,9 +94,22 @@ def export_adaptive(request: AdaptiveRequest, progress: pipeline.Progress) -> li
     Raises UsageError before any work for what cannot be done at all, and for networks that cannot be captured.
     """
     _refuse(request)
-    request.base.out.mkdir(parents=True, exist_ok=True)
     progress("", "capture", 0.0)
     eager = _eager(request)
+    out = request.base.out
+    made = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        return _export_all(request, eager, progress)
+    except BaseException:
+        if made:
+            # A folder that holds something stays.
+            with contextlib.suppress(OSError):
+                out.rmdir()
+        raise
+
+
+def _export_all(request: AdaptiveRequest, eager: _Eager, progress: pipeline.Progress) -> list[AdaptiveOutcome]:
     with tempfile.TemporaryDirectory(prefix=f".{request.spec.name}.", dir=request.base.out) as scratch:
         made: dict[str, list[Outcome]] = {}
         for name in request.spec.networks:
@@ -146,7 +160,7 @@ def _network_request(request: AdaptiveRequest, name: str, out: Path, eager: _Eag
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def loaded_eager(spec: AdaptiveSpec, weights: str | None, seed: int) -> Iterator[tuple[Loaded, bool]]:
     """The published networks, bound to the stages, and whether any has random weights.
 
@@ -155,10 +169,8 @@ def loaded_eager(spec: AdaptiveSpec, weights: str | None, seed: int) -> Iterator
     from acmix.toolkit import capture
 
     networks = {name: capture.build(source, weights, seed) for name, source in spec.networks.items()}
-    names = [stage.name for stage in spec.stages]
-    nobody = policy_of(spec.rule, names, [1.0] * (len(names) - 1), None)
     yield (
-        Loaded(spec.name, eager_engine(spec.stages, networks), nobody),
+        eager_model(spec, networks),
         any(network.weights.is_random for network in networks.values()),
     )
 
@@ -187,7 +199,9 @@ def _finish(
 ) -> AdaptiveOutcome:
     for name, outcome in outcomes.items():
         if outcome.artifact is None:
-            return AdaptiveOutcome(target.name, error=f"{name}: {outcome.error}", exit_code=outcome.exit_code)
+            made = replace(request.base, source=request.spec.networks[name]).folder_name(target)
+            error = _with_kept_log(outcome.error, scratch / name / f"{made}.log", request.base.out)
+            return AdaptiveOutcome(target.name, error=f"{name}: {error}", exit_code=outcome.exit_code)
     try:
         artifact = _assemble(
             request, target, {n: o.artifact for n, o in outcomes.items() if o.artifact}, eager, scratch
@@ -201,11 +215,11 @@ def _finish(
     return AdaptiveOutcome(target.name, artifact, "\n".join(failed), 1 if failed else 0)
 
 
-def _kept_logs(scratch: Path, out: Path, error: str) -> str:
-    """Move logs to where they stay, and name them there."""
-    for log in scratch.glob("*.log"):
-        log.replace(out / log.name)
-    return error.replace(str(scratch), str(out))
+def _with_kept_log(error: str, log: Path, out: Path) -> str:
+    """The error, with the log that it names moved out of the temporary folder and named where it stays."""
+    if not log.is_file():
+        return error
+    return error.replace(str(log), str(log.replace(out / log.name)))
 
 
 def _assemble(
@@ -244,7 +258,7 @@ def _assemble(
         paper=spec.paper,
     )
     write_adaptive(staging, manifest)
-    return open_adaptive(_placed(staging, request.folder(target), scratch))
+    return open_adaptive(move_into_place(staging, request.folder(target)))
 
 
 def _moved(artifact: Artifact, folder: Path) -> Artifact:
@@ -275,14 +289,3 @@ def _decide(
     policy = request.calibrate(found, request.photos, macs, not by_reference)
     granted = margins(spec.stages, min(asked))
     return policy, prove_way(request.photos.identifiers, eager.traces, found, policy, granted)
-
-
-def _placed(staging: Path, final: Path, scratch: Path) -> Path:
-    """An old artifact goes only once the new one is in its place."""
-    assert (staging / ADAPTIVE).is_file()
-    staging.chmod(0o755)
-    if final.exists():
-        final.rename(scratch / f"{final.name}.old")
-    staging.rename(final)
-    shutil.rmtree(scratch / f"{final.name}.old", ignore_errors=True)
-    return final

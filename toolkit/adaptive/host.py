@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from acmix.toolkit.errors import GateError
 from acmix.toolkit.spec import Preprocess
 from acmix.toolkit.target import Array
 
@@ -43,10 +44,20 @@ def normalised(pixels: Array, preprocess: Preprocess) -> Float32s:
 
 
 def corner(action: Array, image: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """Row and column of a patch of `size` in an image (height, width), from a predicted place [1, 2] in 0 to 1."""
+    """Row and column of a patch of `size` in an image (height, width), from a predicted place [1, 2] in 0 to 1.
+
+    Raises GateError for a place outside: its patch would be another one, or none.
+    """
+    predicted = action.reshape(2).astype(np.float32)
+    # Asked this way round, NaN is refused too.
+    if not ((predicted >= 0) & (predicted <= 1)).all():
+        raise GateError(
+            f"a network places a patch at {predicted.tolist()}; a place is two numbers from 0 to 1.\n"
+            "No patch can be cut; verify the network's file: acmix verify."
+        )
     # In float32, as the published pipeline computes it; an action of exactly 1 is the last place, not beyond it.
     room = np.asarray([image[0] - size[0], image[1] - size[1]], np.float32)
-    row, column = np.floor(action.reshape(2).astype(np.float32) * room).astype(int).tolist()
+    row, column = np.floor(predicted * room).astype(int).tolist()
     return row, column
 
 

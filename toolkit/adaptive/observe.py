@@ -75,7 +75,7 @@ def record_inputs(eager: Loaded, photos: Photos, most: int) -> dict[str, Recorde
 
         def record(network: str, inputs: Sequence[Array], identifier: str = identifier) -> None:
             samples = kept.setdefault(network, [])
-            times = sum(name.split("#")[0] == identifier for name, _ in samples)
+            times = sum(name.rpartition("#")[0] == identifier for name, _ in samples)
             # Crops are views of the image: a sample is a copy of its own.
             samples.append((f"{identifier}#{times + 1}", tuple(np.array(array) for array in inputs)))
 

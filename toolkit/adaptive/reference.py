@@ -89,6 +89,15 @@ def _reprove_way(artifact: AdaptiveArtifact) -> WayProof:
 
 
 def agreement_db(artifact: AdaptiveArtifact) -> float:
-    """The least agreement that any of the networks' files was asked for."""
-    proofs = (network.manifest.proof for network in artifact.networks.values())
-    return min(a.asked_db for proof in proofs for a in proof.agreements)
+    """The least agreement that any of the networks' files was asked for.
+
+    Files that were exported where nothing ran them were asked for their tolerances.
+    """
+    manifests = [network.manifest for network in artifact.networks.values()]
+    return min(
+        db
+        for one in manifests
+        for db in [a.asked_db for a in one.proof.agreements]
+        or [t.snr_db for t in one.tolerances]
+        or [one.recipe.tolerance.snr_db]
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +18,13 @@ from acmix.toolkit import catalog
 from acmix.toolkit.adaptive.artifact import AdaptiveArtifact
 from acmix.toolkit.adaptive.engine import Engine, Network, Recorder, Trace
 from acmix.toolkit.adaptive.host import ImageLayout
-from acmix.toolkit.adaptive.spec import Photo, Run, Stage
+from acmix.toolkit.adaptive.spec import AdaptiveSpec, Photo, Run, Stage
 from acmix.toolkit.artifact import Artifact, check_digests, executed_by
-from acmix.toolkit.errors import UsageError
+from acmix.toolkit.errors import GateError, UsageError
 from acmix.toolkit.evaluate import output_of_scores
 from acmix.toolkit.policy import Policy, policy_of
 from acmix.toolkit.spec import TensorSpec
-from acmix.toolkit.target import Array
+from acmix.toolkit.target import Array, Runner, Target
 
 if TYPE_CHECKING:
     from acmix.toolkit.capture import Network as EagerNetwork
@@ -78,7 +78,10 @@ def load_single(artifact: Artifact, threads: int = 1) -> Iterator[Loaded]:
 def load_stages(
     stages: tuple[Stage, ...], artifacts: Mapping[str, Artifact], threads: int
 ) -> Iterator[tuple[Engine, bool]]:
-    """An engine on saved files, and whether reference evaluators stand in for the runtime."""
+    """An engine on saved files, and whether reference evaluators stand in for the runtime.
+
+    Raises GateError where a runtime refuses its file; so does the engine where one fails on a photo.
+    """
     with ExitStack() as stack:
         networks = {}
         by_reference = False
@@ -88,15 +91,38 @@ def load_stages(
                 raise UsageError(f"{artifact.name} cannot run on this host: {reason}")
             target = catalog.load_target(artifact.manifest.target.name)
             by_reference = by == "reference"
-            with _silenced():
-                if by_reference and target.reference is not None:
-                    runner = stack.enter_context(target.reference(artifact.model_file))
-                else:
-                    runner = stack.enter_context(target.runner(artifact.model_file, threads))
-            manifest = artifact.manifest
             _refuse_pixels(artifact)
-            networks[name] = Network(manifest.file_inputs, manifest.file_outputs, runner)
+            runner = _loaded(stack, artifact, target, threads, by_reference)
+            networks[name] = Network(artifact.manifest.file_inputs, artifact.manifest.file_outputs, runner)
         yield Engine(stages, networks, _image_layout(networks)), by_reference
+
+
+def _loaded(stack: ExitStack, artifact: Artifact, target: Target, threads: int, by_reference: bool) -> Runner:
+    """The file in its runtime, in this process, whose errors name the artifact."""
+    try:
+        with _silenced():
+            if by_reference and target.reference is not None:
+                run = stack.enter_context(target.reference(artifact.model_file))
+            else:
+                run = stack.enter_context(target.runner(artifact.model_file, threads))
+    except Exception as error:
+        raise GateError(_failed(artifact, "refuses its file", error)) from error
+
+    def guarded(inputs: Sequence[Array]) -> list[Array]:
+        try:
+            return run(inputs)
+        except Exception as error:
+            raise GateError(_failed(artifact, "fails on a photo", error)) from error
+
+    return guarded
+
+
+def _failed(artifact: Artifact, what: str, error: Exception) -> str:
+    runtime = artifact.manifest.target.name
+    return (
+        f"{artifact.name}: the runtime of {runtime} {what}: {type(error).__name__}: {error}\n"
+        "Check the network's file alone: acmix verify."
+    )
 
 
 @contextmanager
@@ -134,3 +160,11 @@ def eager_engine(stages: tuple[Stage, ...], networks: Mapping[str, EagerNetwork]
         for name, net in networks.items()
     }
     return Engine(stages, bound, "nchw")
+
+
+def eager_model(spec: AdaptiveSpec, networks: Mapping[str, EagerNetwork]) -> Loaded:
+    """The published networks as a loaded model, with thresholds that nobody chose."""
+    names = spec.stage_names
+    return Loaded(
+        spec.name, eager_engine(spec.stages, networks), policy_of(spec.rule, names, [1.0] * (len(names) - 1), None)
+    )

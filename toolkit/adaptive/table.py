@@ -55,7 +55,9 @@ class _Array:
         if self.state is None:
             raise ValueError("an array without plain content")
         shape, dtype, content = self.state
-        if dtype.name not in DTYPES or not isinstance(content, bytes) or len(content) > 8 * LARGEST_TABLE:
+        if not isinstance(dtype, _Dtype) or dtype.name not in DTYPES:
+            raise ValueError("no array of floats")
+        if not isinstance(content, bytes) or len(content) > 8 * LARGEST_TABLE:
             raise ValueError("no table of floats")
         return np.frombuffer(content, np.dtype(dtype.name).newbyteorder("<")).reshape(shape)
 

@@ -66,10 +66,13 @@ def check_device(device: Device) -> None:
         raise UsageError(f"device {device.name!r}: threads = {device.threads}.\nIt is a number from 1 to 256.")
     if any(not 0 <= core < 4096 for core in device.cores) or len(set(device.cores)) != len(device.cores):
         raise UsageError(f"device {device.name!r}: cores = {list(device.cores)}.\nEach is a processor's number, once.")
-    if not device.work_folder.isprintable() or ".." in Path(device.work_folder).parts or device.work_folder[:1] == "-":
+    folder = device.work_folder
+    # Quoted, as every word for a device is, ~ would be a folder of that name.
+    if not folder.isprintable() or ".." in Path(folder).parts or folder.startswith(("-", "~")):
         raise UsageError(
-            f"device {device.name!r}: the work folder {printable(device.work_folder)!r} cannot be used.\n"
-            "It is a path on the device, absolute or from the home folder, without '..'; acmix makes its own in it."
+            f"device {device.name!r}: the work folder {printable(folder)!r} cannot be used.\n"
+            "It is a path on the device, absolute or from the home folder (bench/work, not ~/bench/work), without "
+            "'..'; acmix makes its own in it."
         )
     if not device.description.isprintable():
         raise UsageError(f"device {device.name!r}: its description has control characters; write it in one line.")

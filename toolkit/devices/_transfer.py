@@ -147,7 +147,8 @@ def _append(execute: Execute, device: str, item: Item, held: int) -> str:
     part, mode = quote([item.part]), "755" if os.access(item.source, os.X_OK) else "644"
     place = f"chmod {mode} {part} && mv -f {part} {quote([item.remote])}"
     judge = f'case "$d" in {item.digest}*) {place};; *) rm -f {part};; esac'
-    snippet = f"cat {'>>' if held else '>'}{part} && {SUM} && d=$($sum <{part}) && echo $d && {judge}"
+    # Grouped: what SUM ends with must not run after a cat that failed.
+    snippet = f"cat {'>>' if held else '>'}{part} && {{ {SUM}; }} && d=$($sum <{part}) && echo $d && {judge}"
     with item.source.open("rb", buffering=0) as file:
         file.seek(held)
         done = execute(snippet, timeout_s=timeout_s(item.size), stdin=file)

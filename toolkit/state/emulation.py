@@ -18,7 +18,8 @@ def evidence(read_text: ReadText, architecture: str | None, properties: dict[str
     """Every sign of an emulator; () when it was looked for and there is none, None when nothing could be read.
 
     architecture: what `uname -m` says.  properties: Android's, {} elsewhere.  A virtual machine that runs on the
-    processor itself (KVM and the like) is not emulated.
+    processor itself (KVM and the like) is not emulated. An arm64 one whose device tree is linux,dummy-virt is taken
+    for emulated all the same: qemu-system with -cpu cortex-a72 gives that tree and a real processor's midr_el1 too.
     """
     version, info = read_text("/proc/version"), read_text("/proc/cpuinfo")
     tree = [read_text(f"/proc/device-tree/{leaf}") for leaf in ("model", "compatible")]
@@ -42,7 +43,8 @@ def evidence(read_text: ReadText, architecture: str | None, properties: dict[str
 def _foreign(version: str, midr: str | None) -> list[str]:
     """Signs that arm64 is only played: another architecture's kernel, no register that each arm64 kernel shows."""
     signs = []
-    if FOREIGN_KERNEL.search(version[:400]):
+    # Only an arm64 kernel has the register, wherever it was built: its text may name the builder's architecture.
+    if not (midr or "").strip().strip("0x") and FOREIGN_KERNEL.search(version[:400]):
         signs.append("an arm64 program under an x86 kernel")
     release = RELEASE.match(version[:400])
     if midr is None and release and (int(release[1]), int(release[2])) >= MIDR_SINCE:

@@ -43,10 +43,12 @@ def add_tegrastats(state: State, line: str) -> State:
 
 
 def _over_current(read_text: ReadText) -> dict[str, int]:
-    counts = {}
+    """Counts by channel, over all monitors."""
+    counts: dict[str, int] = {}
     for monitor in range(MONITORS):
         for channel in OVER_CURRENT_INPUTS:
             count = whole(read_text(f"/sys/class/hwmon/hwmon{monitor}/oc{channel}_event_cnt"))
             if count is not None:
-                counts[f"over-current events {channel}"] = count
+                name = f"over-current events {channel}"
+                counts[name] = counts.get(name, 0) + count
     return counts

@@ -68,11 +68,15 @@ def read_state(
     """
     if identity.kind == "macos":
         return macos.add(State(at_s=time.monotonic()), run)
-    state = linux.read((linux.snapshot(run) if remote else None) or read_text)
+    files = linux.snapshot(run) if remote else read_text
+    if files is None:
+        # File by file it would be dozens of round trips to a device that gave nothing at once.
+        return State(at_s=time.monotonic())
+    state = linux.read(files)
     if identity.kind == "raspberry_pi":
         state = raspberry_pi.add(state, read_text, run)
     elif identity.kind == "jetson" and thorough:
-        state = jetson.add(state, read_text, run)
+        state = jetson.add(state, files, run)
     elif identity.kind == "android":
         state = android.add(state, run, thorough)
     return replace(state, at_s=time.monotonic())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from acmix.apps.board import wheels
-from acmix.apps.board.build import RECIPES, build_runner
+from acmix.apps.board.build import BUILDS, build_runner
 from acmix.toolkit.errors import UsageError
 
 
@@ -39,7 +39,7 @@ def put_wheel(cache: Path, files: dict[str, bytes]) -> Path:
     return file
 
 
-@pytest.mark.parametrize("target", sorted(RECIPES))
+@pytest.mark.parametrize("target", sorted(BUILDS))
 def test_without_a_compiler_the_package_is_named(target: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match=r"no aarch64-linux-gnu-gcc here[\s\S]*apt install g\+\+-aarch64-linux-gnu"):

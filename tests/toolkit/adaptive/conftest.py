@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,12 @@ def tiny_cascade(tmp_path_factory: pytest.TempPathFactory) -> AdaptiveArtifact:
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> AdaptiveArtifact:
     """The pipeline on TFLite, whose files keep channels last where eager has them first. Do not write into it."""
     return export(pipeline_spec(), ("tflite",), tmp_path_factory.mktemp("pipeline"))["tflite"]
+
+
+@pytest.fixture
+def copied(tiny_cascade: AdaptiveArtifact, tmp_path: Path) -> Path:
+    """A folder that a test may spoil."""
+    return Path(shutil.copytree(tiny_cascade.folder, tmp_path / tiny_cascade.name))
 
 
 @pytest.fixture

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from acmix.apps import adaptive
-from acmix.apps.requests import ExportFlags
 from acmix.calibration.decoded import DecodedPhotos
 from acmix.calibration.photos import read_photo_folder
 from acmix.toolkit.adaptive.artifact import AdaptiveArtifact, open_adaptive, replace_policy
 from acmix.toolkit.adaptive.engine import StageResult, StageTime, Trace
 from acmix.toolkit.adaptive.evaluate import evaluate_adaptive
-from acmix.toolkit.adaptive.find import find_adaptive
 from acmix.toolkit.adaptive.measure import Contender, measure, photo_summaries
 from acmix.toolkit.adaptive.photos import SeededPhotos
 from acmix.toolkit.adaptive.proof import Margins, exit_of, prove_way
@@ -26,12 +21,6 @@ from acmix.toolkit.adaptive.reference import reprove_adaptive
 from acmix.toolkit.adaptive.runner import load_adaptive, load_single
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.policy import policy_of
-
-
-@pytest.fixture
-def copied(tiny_cascade: AdaptiveArtifact, tmp_path: Path) -> Path:
-    """A folder that a test may spoil."""
-    return Path(shutil.copytree(tiny_cascade.folder, tmp_path / tiny_cascade.name))
 
 
 def test_a_cascade_is_one_folder_with_a_proven_artifact_for_each_stage(tiny_cascade: AdaptiveArtifact) -> None:
@@ -205,55 +194,3 @@ def test_stages_that_reach_outside_the_folder_are_refused(copied: Path) -> None:
     manifest.write_text(json.dumps(content), "utf-8")
     with pytest.raises(UsageError, match="outside its own folder"):
         open_adaptive(copied)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"photos": None}, "thresholds are chosen on photos"),
-        ({"inputs": ("1x3x32x32",)}, "--input is for single models"),
-        ({"preprocess": "mine.toml"}, "--preprocess of an adaptive model"),
-        ({"min_snr": "logits=60"}, "give one number for all of them"),
-    ],
-)
-def test_flags_that_do_not_fit_are_refused(
-    changes: dict[str, object], message: str, tiny: str, some_photos: Path, tmp_path: Path
-) -> None:
-    flags = ExportFlags(
-        model=f"cascade:{tiny}@32,{tiny}@48", target="tflite", preprocess="imagenet", photos=some_photos, out=tmp_path
-    )
-    with pytest.raises(UsageError, match=message):
-        adaptive.adaptive_request(replace(flags, **changes), {})  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("exits", "weights", "message"),
-    [("table=3", None, "Add --weights FILE"), ("luck", None, "is no operating point")],
-)
-def test_an_operating_point_that_cannot_be_had_is_refused(
-    exits: str, weights: str | None, message: str, some_photos: Path, tmp_path: Path
-) -> None:
-    flags = ExportFlags(model="gfnet_100", target="tflite", weights=weights, photos=some_photos, out=tmp_path)
-    with pytest.raises(UsageError, match=message):
-        adaptive.adaptive_request(flags, {}, exits)
-
-
-def test_a_row_of_a_checkpoints_table_becomes_the_thresholds(tmp_path: Path) -> None:
-    file = tmp_path / "gfnet.pth.tar"
-    torch.save({"fc": {}, "dynamic_threshold": [[0.9, 0.8, -1e8], [0.7, 0.6, -1e8]]}, file)
-    aim = adaptive.published_aim("table=2", find_adaptive("gfnet_100"), str(file))
-    assert (aim.aim, aim.values) == ("thresholds", (0.7, 0.6))
-    with pytest.raises(UsageError, match="rows 1 to 2"):
-        adaptive.published_aim("table=3", find_adaptive("gfnet_100"), str(file))
-
-
-def test_choosing_thresholds_anew_draws_the_curve(copied: Path, some_photos: Path, tmp_path: Path) -> None:
-    picture = tmp_path / "curve.png"
-    single = copied / "make_net_48-tflite-float32"
-    adaptive.exits(copied, some_photos, "rates=0.2,0.8", picture, (single,), False)
-    assert picture.read_bytes()[:4] == b"\x89PNG"
-    after = open_adaptive(copied)
-    assert after.manifest.exit_rates == (0.2, 0.8)
-    assert after.policy.calibration is not None
-    assert after.policy.calibration.unit == "ms"
-    assert after.policy.calibration.labelled

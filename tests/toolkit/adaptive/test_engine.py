@@ -188,8 +188,9 @@ def test_stages_of_other_classes_are_refused(tmp_path: Path) -> None:
     inputs = spec.networks["mobilenet_v2_32"].spec.inputs
     ten = ModelSpec("ten", lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), inputs)
     networks = {**spec.networks, "mobilenet_v2_32": zoo(ten)}
-    base = ExportRequest(zoo(ten), catalog.load_recipe("float32"), (), tmp_path)
+    base = ExportRequest(zoo(ten), catalog.load_recipe("float32"), (), tmp_path / "build")
     mixed = AdaptiveSpec(spec.name, spec.reference, networks, spec.stages)
     request = AdaptiveRequest(mixed, base, SeededPhotos(1), lambda *_: policy_of("margin", ["a"], (), None))
     with pytest.raises(UsageError, match=r"different numbers of classes.*1000.*10"):
         export_adaptive(request, lambda *_: None)
+    assert not (tmp_path / "build").exists()

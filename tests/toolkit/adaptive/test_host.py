@@ -1,4 +1,4 @@
-"""Host steps against torch, Pillow through the photo folder, and views."""
+"""Host steps against torch, and against Pillow and numpy written out; views."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from PIL import Image
 
 from acmix.calibration.photos import normalise, pixels
 from acmix.toolkit.adaptive import host
+from acmix.toolkit.errors import GateError
 from acmix.toolkit.spec import Preprocess, imagenet_preprocess
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("size", [(90, 140), (140, 90), (20, 300)])
-def test_a_photo_becomes_the_input_that_single_models_get(
+def test_a_photo_is_resized_cropped_and_normalised_and_single_models_get_the_same(
     interpolation: str, size: tuple[int, int], tmp_path: Path
 ) -> None:
     preprocess = Preprocess(73, (64, 60), (120.0, 110.0, 100.0), (58.0, 57.0, 60.0), interpolation)  # type: ignore[arg-type]
@@ -25,8 +26,17 @@ def test_a_photo_becomes_the_input_that_single_models_get(
     file = tmp_path / "photo.png"
     Image.fromarray(photo).save(file)
     found = host.normalised(host.fitted(photo, preprocess), preprocess)
-    wanted = normalise(pixels(file, preprocess), preprocess)
-    np.testing.assert_array_equal(found.transpose(0, 3, 1, 2), wanted)
+    height, width = size
+    # The short side to 73, then the middle 64 by 60.
+    tall, wide = round(height * 73 / min(size)), round(width * 73 / min(size))
+    kind = Image.Resampling.BICUBIC if interpolation == "bicubic" else Image.Resampling.BILINEAR
+    large = np.asarray(Image.fromarray(photo).resize((wide, tall), kind)).astype(np.float64)
+    top, left = (tall - 64) // 2, (wide - 60) // 2
+    wanted = (large[top : top + 64, left : left + 60] - preprocess.mean) / preprocess.std
+    np.testing.assert_allclose(found[0], wanted, rtol=1e-6, atol=1e-6)
+    single = normalise(pixels(file, preprocess), preprocess)
+    assert single.flags.c_contiguous
+    np.testing.assert_array_equal(found.transpose(0, 3, 1, 2), single)
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
@@ -46,6 +56,12 @@ def test_corners_are_those_of_the_published_pipeline() -> None:
     found = [host.corner(action.numpy()[None], (224, 224), (96, 96)) for action in actions]
     assert found == [tuple(row) for row in wanted]
     assert found[1] == (128, 128)
+
+
+@pytest.mark.parametrize("place", [(float("nan"), 0.5), (0.5, -0.01), (1.001, 0.5), (float("inf"), 0.0)])
+def test_a_predicted_place_that_is_none_is_refused(place: tuple[float, float]) -> None:
+    with pytest.raises(GateError, match=r"a place is two numbers from 0 to 1.\n.*acmix verify"):
+        host.corner(np.asarray([place], np.float32), (224, 224), (96, 96))
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])

@@ -95,7 +95,7 @@ def test_addresses_of_every_usual_form_are_taken(transport: Any, address: str) -
     _registry.check_device(Device("d", transport, address))
 
 
-@pytest.mark.parametrize("folder", ["../x", "a/../../b", "a\nb", "-rf"])
+@pytest.mark.parametrize("folder", ["../x", "a/../../b", "a\nb", "-rf", "~/bench", "~pi"])
 def test_a_work_folder_that_leads_elsewhere_is_refused(folder: str) -> None:
     with pytest.raises(UsageError, match="the work folder"):
         connect(Device("d", "ssh", "host", work_folder=folder))
