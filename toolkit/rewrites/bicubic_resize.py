@@ -21,7 +21,8 @@ class BicubicResize:
 
     1. x is float32 or float64, [N, C, H, W], and every size is fixed; any align_corners, sizes or scales.
     2. The axis that grows less goes first: the second product pays for what the first has grown.
-    3. A plain bilinear resize stays: every runtime has it, both ways of align_corners, and faster.
+    3. An antialiased resize from or to one column stays: torch's own kernel is not separable there.
+    4. A plain bilinear resize stays: every runtime has it, both ways of align_corners, and faster.
 
     Core ML's converter refuses bicubic and drops the antialiasing of bilinear without a word; XNNPACK leaves
     index gathers outside its delegates; ONNX Runtime has bicubic, 50 times slower than these two products.
@@ -47,6 +48,9 @@ def _replace(program: ExportedProgram, node: Node) -> bool:
     if not isinstance(x, Node) or shape is None or output is None:
         return False
     if x.meta["val"].dtype not in (torch.float32, torch.float64):
+        return False
+    # torch's antialiasing kernels are not separable where one side is a single pixel wide.
+    if node.target is not ATEN.upsample_bicubic2d.vec and 1 in (shape[3], output[3]):
         return False
     emit = emit_before(program, node)
     axes = [axis for axis in (2, 3) if not _is_identity(_matrix(node, axis))]
