@@ -297,5 +297,5 @@ def test_a_recipe_of_two_precisions_is_refused_with_what_works() -> None:
     mixed = Recipe("w16", "float16", "float32", Tolerance(45, 1e-2))
     single = Recipe("float32", "float32", "float32", Tolerance(45, 1e-2))
     assert "leave it out" in (TARGET.refuses(single, ExecuTorchOptions(half_arithmetic=True)) or "")
-    assert "float32 or float16 for both" in (TARGET.refuses(mixed, ExecuTorchOptions()) or "")
+    assert "use the recipe float32 or float16" in (TARGET.refuses(mixed, ExecuTorchOptions()) or "")
     assert TARGET.refuses(Recipe("f", "float16", "float16", Tolerance(45, 1e-2)), ExecuTorchOptions()) is None
