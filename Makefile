@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 VIEW   := build/view/acmix
+# Each takes up to 4 GB while a converter runs.
+WORKERS ?= 2
 PHOTOS := build/foolbox/foolbox-3.3.4-py3-none-any.whl
 
 .PHONY: setup demo test lint types bench clean
@@ -24,7 +26,7 @@ demo: setup $(PHOTOS)
 	$(BIN)/python -m acmix.apps.demo build/foolbox build/demo
 
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(WORKERS)
 
 lint: setup
 	$(BIN)/ruff check .

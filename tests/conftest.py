@@ -6,12 +6,15 @@ import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
+from xdist.scheduler import LoadScopeScheduling
 
 from acmix.apps.requests import ExportFlags, export_request
 from acmix.toolkit import catalog, pipeline
-from acmix.toolkit.artifact import Artifact
+from acmix.toolkit.artifact import Artifact, open_artifact
 
 # Before torch loads: OpenMP threads that spin while they wait starve the runtimes under test.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -46,23 +49,58 @@ def photos() -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Artifact]]:
+def run_folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """One folder for the whole run, shared by the workers that pytest-xdist starts."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if hasattr(request.config, "workerinput") else folder
+
+
+@pytest.fixture(scope="session")
+def exported(run_folder: Path) -> Callable[[str], dict[str, Artifact]]:
     """The tiny network at a precision, on every target that takes it: name to artifact. Do not write into these."""
 
     @cache
     def export(precision: str) -> dict[str, Artifact]:
-        recipe = catalog.load_recipe(precision)
-        flags = ExportFlags(
-            model=TINY,
-            target=",".join(targets_of(precision)),
-            precision=precision,
-            inputs=("1x3x32x32",),
-            preprocess="imagenet",
-            out=tmp_path_factory.mktemp("exported"),
-            calibration="builtin" if recipe.needs_ranges else None,
-        )
-        outcomes = pipeline.export(export_request(flags, {}), no_progress)
-        assert [o.error for o in outcomes] == [""] * len(outcomes)
-        return {o.target: o.artifact for o in outcomes if o.artifact is not None}
+        folder = run_folder / f"exported-{precision}"
+        with FileLock(f"{folder}.lock"):
+            # One worker exports; the others open what it wrote.
+            if not folder.exists():
+                export_tiny(precision, folder)
+        artifacts = [open_artifact(manifest.parent) for manifest in folder.glob("*/manifest.json")]
+        return {artifact.manifest.target.name: artifact for artifact in artifacts}
 
     return export
+
+
+def export_tiny(precision: str, folder: Path) -> None:
+    """Export to a place beside, so that the folder is there only when all of it is."""
+    flags = ExportFlags(
+        model=TINY,
+        target=",".join(targets_of(precision)),
+        precision=precision,
+        inputs=("1x3x32x32",),
+        preprocess="imagenet",
+        out=folder.with_suffix(".unfinished"),
+        calibration="builtin" if catalog.load_recipe(precision).needs_ranges else None,
+        overwrite=True,
+    )
+    outcomes = pipeline.export(export_request(flags, {}), no_progress)
+    assert [o.error for o in outcomes] == [""] * len(outcomes)
+    flags.out.rename(folder)
+
+
+# Their files share neighbours, or artifacts that are not shared between workers.
+TOGETHER = ("tests/devices/", "tests/toolkit/adaptive/")
+
+
+class FileScheduling(LoadScopeScheduling):
+    """With several workers a file stays whole on one of them, and so does a folder of TOGETHER."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return next((folder for folder in TOGETHER if file.startswith(folder)), file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FileScheduling:
+    """Asked by pytest-xdist."""
+    return FileScheduling(config, log)

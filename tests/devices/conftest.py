@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -106,8 +107,9 @@ def arm64_root() -> Path:
     return ARM64_ROOT
 
 
+@cache
 def adb_program() -> str:
-    """The real adb client."""
+    """The real adb client, found before a neighbour's own stands first on PATH."""
     try:
         return adb.program()
     except UsageError as error:
@@ -212,8 +214,10 @@ def start_board(root: Path, home: SshHome, folder: Path) -> Iterator[Neighbour]:
     command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", str(HERE / "board.sh")]
     with running([*command, str(root), str(port), str(home.folder)], log) as process:
         wait_for(lambda: accepts(port), log, process)
-        home.add_host("board", port, "pi")
-        yield Neighbour(process, Device("board", "ssh", "board", description="virtual board"))
+        # Several boards may run at once: each has a host name of its own.
+        host = f"board-{port}"
+        home.add_host(host, port, "pi")
+        yield Neighbour(process, Device("board", "ssh", host, description="virtual board"))
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,18 +47,45 @@ def test_warm_up_lasts_until_the_latency_has_settled() -> None:
 
 
 def test_a_latency_that_never_settles_gives_up_by_its_limit() -> None:
-    warmth, rising = Warmth(), (50e6 * 1.02**i for i in range(1000))
-    while not warmth.gave_up(5.0):
-        warmth.add(round(next(rising)))
-        assert not warmth.is_steady
-    assert 5.0 <= warmth.total_ns / 1e9 < 6.0
+    warmth, elapsed_s = Warmth(), 0.0
+    for i in range(200):
+        assert not warmth.is_steady and not warmth.gave_up(elapsed_s, 5.0)
+        warmth.add(round(50e6 * 1.02**i))
+        elapsed_s += 0.05 * 1.02**i
+        if elapsed_s >= 5.0:
+            break
+    assert warmth.gave_up(elapsed_s, 5.0)
 
 
 def test_a_slow_network_may_fill_three_windows_whatever_the_limit() -> None:
     warmth = Warmth()
-    while not warmth.gave_up(5.0):
+    for i in range(12):
+        assert not warmth.gave_up(4.0 * i, 5.0)
         warmth.add(round(4e9))
-    assert warmth.runs == 12
+    assert warmth.gave_up(48.0, 5.0)
+
+
+class Restless:
+    """A lane of microseconds that takes its time to answer, and never settles."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def load(self) -> Timed:
+        return Timed(1000)
+
+    def run(self) -> Timed:
+        self.runs += 1
+        time.sleep(0.002)
+        return Timed(1000 * self.runs)
+
+
+def test_the_limit_of_the_warm_up_is_one_of_the_clock() -> None:
+    lane, recorder, begin = Restless(), Recorder(1), time.monotonic()
+    measure([lane], Plan(2, 0.0, 1, 0.3), recorder, QUIET)
+    # By the time of its runs alone it would take three hundred times as long.
+    assert time.monotonic() - begin < 10.0
+    assert not recorder.lanes[0].is_steady and len(recorder.lanes[0].taken["warm_up"]) >= 12
 
 
 def drifting(rng: np.random.Generator, runs: int, ratio: float) -> tuple[list[int], list[int]]:
