@@ -2,7 +2,7 @@
 
 python tests/benchmarks/exit_test.py [--classes 1000] [--runs 300] [--photo 292x390]
 
-Caches are emptied by a sum over 64 MB between two runs, which is worse than what a network leaves behind. All steps take
+Caches are emptied by a sum over 64 MB between two runs: worse than what a network leaves behind. All steps take
 turns. Medians in microseconds; `full softmax` is scipy's in float64, for comparison.
 """
 
