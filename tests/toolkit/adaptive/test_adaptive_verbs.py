@@ -195,7 +195,7 @@ def test_evaluating_trained_networks_takes_their_own_weights(tiny_cascade: Adapt
 def test_a_manifest_does_not_choose_what_python_runs(tiny_cascade: AdaptiveArtifact) -> None:
     assert rebuild_adaptive(tiny_cascade) == (
         None,
-        f"it was made from {tiny_cascade.manifest.source}, which only its owner runs",
+        f"it was made from {tiny_cascade.manifest.source}, which only its owner runs: --model file.py:NAME",
     )
     program = replace(tiny_cascade.manifest, source="cascade:theirs.pt2@32")
     assert rebuild_adaptive(replace(tiny_cascade, manifest=program))[0] is None
