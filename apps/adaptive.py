@@ -238,15 +238,15 @@ def inspect(folder: Path, as_json: bool) -> None:
     return None
 
 
-def evaluate(folder: Path, data: Path, limit: int | None, as_json: bool) -> None:
-    """`acmix evaluate` of an adaptive artifact."""
+def evaluate(folder: Path, data: Path, limit: int | None, model: str | None, as_json: bool) -> None:
+    """`acmix evaluate` of an adaptive artifact; model: where its networks come from, when they are the user's own."""
     from acmix.toolkit.adaptive.evaluate import evaluate_adaptive
     from acmix.toolkit.adaptive.rebuild import rebuild_adaptive
 
     artifact = open_adaptive(folder)
     found = read_photo_folder(data, artifact.manifest.first_preprocess)
     photos = DecodedPhotos(found.first(limit) if limit else found)
-    eager, missing = rebuild_adaptive(artifact)
+    eager, missing = rebuild_adaptive(artifact, model)
     result = evaluate_adaptive(artifact, photos, eager, missing)
     if as_json:
         print_json("evaluate", evaluation=result)

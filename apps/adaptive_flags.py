@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 OF_MIXED = "it judges --precision mixed, which is for single models"
 EVERY = "its networks are artifacts of their own, and `acmix inspect` lists the operators of each"
-OWN_NETWORKS = "its networks are rebuilt from the zoo, each by its own name"
 OVER_PHOTOS = "an adaptive artifact is measured on this host, once on each photo"
 
 

@@ -167,10 +167,9 @@ def evaluate(
     from acmix.toolkit.artifact import open_artifact
 
     if _is_adaptive(artifact):
-        from acmix.apps import adaptive, adaptive_flags
+        from acmix.apps import adaptive
 
-        adaptive_flags.refuse_given({"--model": model}, adaptive_flags.OWN_NETWORKS)
-        return adaptive.evaluate(artifact, data, limit, as_json)
+        return adaptive.evaluate(artifact, data, limit, model, as_json)
     opened = open_artifact(artifact)
     samples = read_photo_folder(data, opened.manifest.preprocess)
     samples = samples.first(limit) if limit else samples

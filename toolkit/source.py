@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import math
@@ -141,12 +142,18 @@ def import_file(path: Path) -> ModuleType:
     """The module of a .py file, under a name of our own."""
     if not path.is_file():
         raise UsageError(f"there is no file {path}.\nGive the path of a Python file: --model nets.py:make_net.")
+    return _imported(path, path.resolve(), path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _imported(path: Path, place: Path, changed_ns: int) -> ModuleType:
+    """Once for each state of a file: to run it twice would make two of every class and network in it."""
     # A name of our own: the user's file may be called like a module of Python's.
     name = f"acmix_user_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UsageError(f"{path} cannot be imported as Python.")
-    sys.path.insert(0, str(path.resolve().parent))
+    sys.path.insert(0, str(place.parent))
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

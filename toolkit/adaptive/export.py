@@ -26,7 +26,7 @@ from acmix.toolkit.adaptive.photos import Photos, SeededPhotos
 from acmix.toolkit.adaptive.proof import margins, prove_way
 from acmix.toolkit.adaptive.reference import SEEDED_PHOTOS, write_reference
 from acmix.toolkit.adaptive.runner import Loaded, eager_model, load_stages
-from acmix.toolkit.adaptive.spec import AdaptiveSpec, check_stages
+from acmix.toolkit.adaptive.spec import AdaptiveSpec, check_spec
 from acmix.toolkit.artifact import REFERENCE, Artifact, sha256_of
 from acmix.toolkit.errors import AcmixError, UsageError
 from acmix.toolkit.policy import POLICY, Policy, policy_of, write_policy
@@ -124,7 +124,7 @@ def _export_all(request: AdaptiveRequest, eager: _Eager, progress: pipeline.Prog
 
 def _refuse(request: AdaptiveRequest) -> None:
     spec, base = request.spec, request.base
-    check_stages(spec.stages, set(spec.networks))
+    check_spec(spec)
     if base.takes_image:
         raise UsageError("--image-input is for single networks: stages pass normalised images on.\nLeave it out.")
     if base.weights not in (None, "random") and not spec.one_checkpoint:

@@ -1,14 +1,17 @@
-"""What --model means where it is adaptive: cascade:..., or a name of an ADAPTIVE table of toolkit/models/."""
+"""What --model means where it is adaptive: cascade:..., a name of the zoo's ADAPTIVE tables, a user's own."""
 
 from __future__ import annotations
 
 import ast
 import functools
 import importlib
+from dataclasses import replace
 
 from acmix.toolkit import catalog
 from acmix.toolkit.adaptive.cascade import cascade, is_cascade
-from acmix.toolkit.adaptive.spec import AdaptiveSpec
+from acmix.toolkit.adaptive.spec import AdaptiveSpec, check_spec
+from acmix.toolkit.errors import UsageError
+from acmix.toolkit.source import import_source
 
 
 @functools.cache
@@ -30,16 +33,31 @@ def adaptive_names() -> dict[str, str]:
 
 def names_adaptive(reference: str) -> bool:
     """Whether --model names an adaptive model."""
-    return is_cascade(reference) or reference in adaptive_names()
+    return is_cascade(reference) or reference in adaptive_names() or _of_a_user(reference) is not None
+
+
+def _of_a_user(reference: str) -> AdaptiveSpec | None:
+    """The AdaptiveSpec that file.py:NAME or package.module:NAME holds; None where it is something else or nothing.
+
+    Raises UsageError when the file is not there or fails.
+    """
+    module, _, attribute = reference.rpartition(":")
+    found = getattr(import_source(module), attribute, None) if module else None
+    return replace(found, reference=reference) if isinstance(found, AdaptiveSpec) else None
 
 
 def find_adaptive(reference: str, imagenet: bool = False) -> AdaptiveSpec:
-    """The adaptive model that --model names; raises UsageError for a cascade that cannot be.
+    """The adaptive model that --model names; raises UsageError for a cascade or stages that cannot be.
 
     imagenet: networks of a cascade without a preprocessing of their own get ImageNet's.
     """
     if is_cascade(reference):
         return cascade(reference, imagenet)
+    if (own := _of_a_user(reference)) is not None:
+        check_spec(own)
+        return own
+    if ":" in reference:
+        raise UsageError(f"{reference} is no adaptive model.\nName an AdaptiveSpec of that file: docs/adaptive.md.")
     names = adaptive_names()
     if reference not in names:
         raise catalog.unknown("adaptive model", reference, names, "models")

@@ -23,14 +23,22 @@ CUBIC = -0.75
 
 
 def fitted(photo: Array, preprocess: Preprocess) -> Array:
-    """A decoded photo, uint8 [H, W, 3] RGB, with its short side resized and its centre cropped: uint8 [h, w, 3]."""
+    """A decoded photo, uint8 [H, W, 3] RGB, with its short side resized and its centre cropped: uint8 [h, w, 3].
+
+    Pixel for pixel what Pillow's resize and then crop give.  Pillow resizes all rows and then all columns: between
+    the two, columns that the crop drops are dropped.  A view of the photo where its size is right already.
+    """
     height, width = photo.shape[:2]
     scale = preprocess.resize_short / min(width, height)
     crop_height, crop_width = preprocess.crop
-    size = (max(round(width * scale), crop_width), max(round(height * scale), crop_height))
-    left, top = (size[0] - crop_width) // 2, (size[1] - crop_height) // 2
-    resized = Image.fromarray(photo).resize(size, RESAMPLING[preprocess.interpolation])
-    return np.asarray(resized.crop((left, top, left + crop_width, top + crop_height)))
+    wide, high = max(round(width * scale), crop_width), max(round(height * scale), crop_height)
+    left, top = (wide - crop_width) // 2, (high - crop_height) // 2
+    if (wide, high) == (width, height):
+        return photo[top : top + crop_height, left : left + crop_width]
+    resampling = RESAMPLING[preprocess.interpolation]
+    narrowed = Image.fromarray(photo).resize((wide, height), resampling).crop((left, 0, left + crop_width, height))
+    resized = narrowed.resize((crop_width, high), resampling)
+    return np.asarray(resized.crop((0, top, crop_width, top + crop_height)))
 
 
 def normalised(pixels: Array, preprocess: Preprocess) -> Float32s:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from acmix.toolkit.adaptive.artifact import AdaptiveArtifact
+from acmix.toolkit.adaptive.cascade import PREFIX
 from acmix.toolkit.adaptive.find import find_adaptive
 from acmix.toolkit.adaptive.runner import Loaded, eager_model
 from acmix.toolkit.errors import UsageError
@@ -17,15 +18,16 @@ if TYPE_CHECKING:
 NOT_OF_THE_ZOO = (".py", ".pt2")
 
 
-def rebuild_adaptive(artifact: AdaptiveArtifact) -> tuple[Loaded | None, str]:
+def rebuild_adaptive(artifact: AdaptiveArtifact, model: str | None = None) -> tuple[Loaded | None, str]:
     """The artifact's stages on eager networks, or None and the reason.
 
+    model: where the networks come from, when they are the user's own; raises UsageError where that is none.
     Every network's weights must have the digest that its manifest names, or nothing could be said about agreement.
     """
-    source = artifact.manifest.source
-    # A manifest may come from anywhere: it does not get to choose which Python file runs here.
-    if any(part in source for part in NOT_OF_THE_ZOO) or source.count(":") > 1:
-        return None, f"it was made from {source}, which only its owner runs"
+    source = model or artifact.manifest.source
+    # A manifest may come from anywhere: it does not get to choose which Python code runs here.
+    if model is None and _is_foreign(source):
+        return None, f"it was made from {source}, which only its owner runs: --model file.py:NAME"
     networks: dict[str, Network] = {}
     try:
         spec = find_adaptive(source, imagenet=True)
@@ -37,8 +39,14 @@ def rebuild_adaptive(artifact: AdaptiveArtifact) -> tuple[Loaded | None, str]:
             if networks[name].weights.digest != origin.digest:
                 return None, f"{name} of {source} has other weights now than when it was exported"
     except UsageError as error:
+        if model is not None:
+            raise
         return None, str(error).splitlines()[0]
     return eager_model(spec, networks), ""
+
+
+def _is_foreign(source: str) -> bool:
+    return any(part in source for part in NOT_OF_THE_ZOO) or ":" in source.removeprefix(PREFIX)
 
 
 def _built(source: ModelSource, origin: WeightsOrigin) -> Network:

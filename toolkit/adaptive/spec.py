@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -108,6 +109,11 @@ def zoo(spec: ModelSpec, reference: str = "") -> ModelSource:
     return ModelSource(reference or spec.name, "zoo", spec)
 
 
+def own(spec: ModelSpec) -> ModelSource:
+    """A network of a user's adaptive model, with the weights that its build() gives it."""
+    return ModelSource(spec.name, "module", spec)
+
+
 def taken(step: Step) -> tuple[str, ...]:
     """The values that a step reads."""
     if isinstance(step, Run):
@@ -120,6 +126,22 @@ def taken(step: Step) -> tuple[str, ...]:
 def given(step: Step) -> tuple[str, ...]:
     """The values that a step makes."""
     return step.gives if isinstance(step, Run) else (step.gives,)
+
+
+def check_spec(spec: AdaptiveSpec) -> None:
+    """Raise UsageError as `check_stages` does, and where a step runs a network with other values than it takes."""
+    check_stages(spec.stages, set(spec.networks))
+    if not re.fullmatch(r"\w[\w.-]*", spec.name):
+        raise UsageError(f"an adaptive model is called {spec.name!r}; folders are named after it.\nTake letters and _.")
+    for step in (step for stage in spec.stages for step in stage.steps):
+        if isinstance(step, Run):
+            network = spec.networks[step.network].spec
+            for what, values, wanted in (("takes", step.takes, network.inputs), ("gives", step.gives, network.outputs)):
+                if len(values) != len(wanted):
+                    raise UsageError(
+                        f"the number of values that network {step.network!r} {what} is {len(wanted)} by its ModelSpec, "
+                        f"{len(values)} by the stages.\nMend the AdaptiveSpec."
+                    )
 
 
 def check_stages(stages: tuple[Stage, ...], networks: set[str]) -> None:

@@ -118,8 +118,6 @@ def test_flags_of_single_models_are_refused_beside_an_adaptive_artifact(tiny_cas
     for flag, value in (("preset", "rapid"), ("runs", 5), ("seconds", 1.0), ("wait", 0.0), ("device", "phone")):
         with pytest.raises(UsageError, match=f"--{flag} has no meaning for an adaptive model"):
             verbs.profile([folder], photos=photos, **{flag: value})  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="--model has no meaning"):
-        verbs.evaluate(folder, photos, model="nets.py:make")
     with pytest.raises(UsageError, match="--every has no meaning"):
         verbs.inspect(folder, every=True)
     with pytest.raises(UsageError, match="--baseline has no meaning"):
@@ -195,10 +193,14 @@ def test_evaluating_trained_networks_takes_their_own_weights(tiny_cascade: Adapt
 def test_a_manifest_does_not_choose_what_python_runs(tiny_cascade: AdaptiveArtifact) -> None:
     assert rebuild_adaptive(tiny_cascade) == (
         None,
-        f"it was made from {tiny_cascade.manifest.source}, which only its owner runs",
+        f"it was made from {tiny_cascade.manifest.source}, which only its owner runs: --model file.py:NAME",
     )
-    program = replace(tiny_cascade.manifest, source="cascade:theirs.pt2@32")
-    assert rebuild_adaptive(replace(tiny_cascade, manifest=program))[0] is None
+    for source in ("cascade:theirs.pt2@32", "cascade:os:system@32", "os:system"):
+        foreign = replace(tiny_cascade.manifest, source=source)
+        assert "only its owner runs" in rebuild_adaptive(replace(tiny_cascade, manifest=foreign))[1]
+    # Its owner names it again.
+    eager, reason = rebuild_adaptive(tiny_cascade, tiny_cascade.manifest.source)
+    assert (eager is not None, reason) == (True, "")
 
 
 def test_a_failed_export_keeps_its_log_beside_out_and_names_it(

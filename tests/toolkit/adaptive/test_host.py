@@ -17,7 +17,7 @@ from acmix.toolkit.spec import Preprocess, imagenet_preprocess
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize("size", [(90, 140), (140, 90), (20, 300)])
+@pytest.mark.parametrize("size", [(90, 140), (140, 90), (20, 300), (73, 110), (110, 73), (74, 400), (292, 389)])
 def test_a_photo_is_resized_cropped_and_normalised_and_single_models_get_the_same(
     interpolation: str, size: tuple[int, int], tmp_path: Path
 ) -> None:
@@ -30,9 +30,11 @@ def test_a_photo_is_resized_cropped_and_normalised_and_single_models_get_the_sam
     # The short side to 73, then the middle 64 by 60.
     tall, wide = round(height * 73 / min(size)), round(width * 73 / min(size))
     kind = Image.Resampling.BICUBIC if interpolation == "bicubic" else Image.Resampling.BILINEAR
-    large = np.asarray(Image.fromarray(photo).resize((wide, tall), kind)).astype(np.float64)
+    large = np.asarray(Image.fromarray(photo).resize((wide, tall), kind))
     top, left = (tall - 64) // 2, (wide - 60) // 2
-    wanted = (large[top : top + 64, left : left + 60] - preprocess.mean) / preprocess.std
+    middle = large[top : top + 64, left : left + 60]
+    np.testing.assert_array_equal(host.fitted(photo, preprocess), middle)
+    wanted = (middle.astype(np.float64) - preprocess.mean) / preprocess.std
     np.testing.assert_allclose(found[0], wanted, rtol=1e-6, atol=1e-6)
     single = normalise(pixels(file, preprocess), preprocess)
     assert single.flags.c_contiguous

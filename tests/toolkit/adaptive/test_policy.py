@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 from scipy.stats import entropy
 
 from acmix.toolkit.errors import GateError, UsageError
@@ -50,6 +51,21 @@ def test_confidences_near_one_keep_their_order() -> None:
     assert found[0] < found[1] < found[2] < 1
 
 
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+@pytest.mark.parametrize("scale", [0.01, 3.0, 30.0, 500.0])
+def test_the_runners_confidence_of_one_photo_decides_as_scipys_softmax(classes: int, scale: float) -> None:
+    rng = np.random.default_rng(classes)
+    rows = (rng.standard_normal((500, classes)) * scale + rng.uniform(-900, 900, (500, 1))).astype(np.float32)
+    expected = softmax(rows.astype(np.float64), axis=-1).max(-1)
+    found = np.array([confidence(row, "max_softmax", "small") for row in rows])
+    np.testing.assert_allclose(found, expected, rtol=1e-13)
+    # Thresholds as calibration sets them, between two photos: every photo ends where it ends by scipy.
+    ranked = np.unique(expected)
+    apart = np.flatnonzero(np.diff(ranked) > 1e-12)
+    for threshold in (ranked[apart] + ranked[apart + 1]) / 2:
+        assert ((found >= threshold) == (expected >= threshold)).all()
+
+
 @pytest.mark.parametrize("rule", list(RULES))
 @pytest.mark.parametrize("classes", [2, 10, 1000])
 def test_no_change_of_logits_moves_a_confidence_by_more_than_the_stated_bound(rule: Rule, classes: int) -> None:
@@ -66,11 +82,13 @@ def test_no_change_of_logits_moves_a_confidence_by_more_than_the_stated_bound(ru
     assert (moved / bound).max() > 0.1
 
 
-def test_a_confidence_that_is_no_number_is_refused_with_the_stage() -> None:
+@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_confidence_that_is_no_number_is_refused_with_the_stage(rule: Rule, bad: float) -> None:
     broken = logits(10)
-    broken[3] = np.nan
-    with pytest.raises(GateError, match=r"stage 'small' is nan.*NaN or infinity"):
-        confidence(broken, "max_softmax", "small")
+    broken[3] = bad
+    with np.errstate(invalid="ignore"), pytest.raises(GateError, match=r"stage 'small' is nan.*NaN or infinity"):
+        confidence(broken, rule, "small")
 
 
 def test_a_written_policy_reads_back(tmp_path: Path) -> None:
