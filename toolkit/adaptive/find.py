@@ -9,6 +9,9 @@ import importlib
 from acmix.toolkit import catalog
 from acmix.toolkit.adaptive.cascade import cascade, is_cascade
 from acmix.toolkit.adaptive.spec import AdaptiveSpec
+from acmix.toolkit.source import UNROLLED
+
+NOT_OF_THE_ZOO = (".py", ".pt2")
 
 
 @functools.cache
@@ -31,6 +34,12 @@ def adaptive_names() -> dict[str, str]:
 def names_adaptive(reference: str) -> bool:
     """Whether --model names an adaptive model."""
     return is_cascade(reference) or reference in adaptive_names()
+
+
+def is_of_zoo(reference: str) -> bool:
+    """Whether an adaptive model, or the networks of one that is unrolled, are the catalog's and no user's file."""
+    inner = reference.removeprefix(UNROLLED)
+    return names_adaptive(inner) and inner.count(":") <= 1 and not any(part in inner for part in NOT_OF_THE_ZOO)
 
 
 def find_adaptive(reference: str, imagenet: bool = False) -> AdaptiveSpec:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from acmix.toolkit.adaptive.artifact import AdaptiveArtifact
-from acmix.toolkit.adaptive.find import find_adaptive
+from acmix.toolkit.adaptive.find import find_adaptive, is_of_zoo
 from acmix.toolkit.adaptive.runner import Loaded, eager_model
 from acmix.toolkit.errors import UsageError
 
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from acmix.toolkit.artifact import WeightsOrigin
     from acmix.toolkit.capture import Network
     from acmix.toolkit.source import ModelSource
-
-NOT_OF_THE_ZOO = (".py", ".pt2")
 
 
 def rebuild_adaptive(artifact: AdaptiveArtifact) -> tuple[Loaded | None, str]:
@@ -24,7 +22,7 @@ def rebuild_adaptive(artifact: AdaptiveArtifact) -> tuple[Loaded | None, str]:
     """
     source = artifact.manifest.source
     # A manifest may come from anywhere: it does not get to choose which Python file runs here.
-    if any(part in source for part in NOT_OF_THE_ZOO) or source.count(":") > 1:
+    if not is_of_zoo(source):
         return None, f"it was made from {source}, which only its owner runs"
     networks: dict[str, Network] = {}
     try:
