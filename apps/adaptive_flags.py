@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from acmix.calibration.checks import check_samples
 from acmix.calibration.photos import read_photo_folder
 from acmix.toolkit.adaptive.export import RANGE_PHOTOS
+from acmix.toolkit.adaptive.find import find_adaptive
+from acmix.toolkit.adaptive.unrolled import find_unrolled
 from acmix.toolkit.errors import UsageError
+from acmix.toolkit.source import UNROLLED
 from acmix.toolkit.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -54,3 +58,17 @@ def checked_ranges(flags: ExportFlags, preprocess: Preprocess) -> tuple[str, ...
             "Give photos like those that the model will see; --accept-calibration goes on all the same."
         )
     return tuple(finding.sentence for finding in findings)
+
+
+def unrolled_flags(flags: ExportFlags, exits: str | None) -> ExportFlags:
+    """The flags of an ordinary export of all stages as one network; raises UsageError where there is none to make."""
+    if exits is not None:
+        raise UsageError(
+            f"--exits {exits}: an unrolled graph runs every stage and takes no exit.\nLeave one of them out."
+        )
+    source = find_unrolled(f"{UNROLLED}{flags.model}")
+    if flags.preprocess not in (None, "imagenet"):
+        raise UsageError("--preprocess of an adaptive model is 'imagenet' or nothing: each stage has its own size.")
+    # Networks without a preprocessing of their own are refused here, unless the flag was given.
+    find_adaptive(flags.model, flags.preprocess == "imagenet")
+    return replace(flags, model=source.reference, preprocess=None)

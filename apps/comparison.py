@@ -50,7 +50,7 @@ def _photos(artifact: Artifact, folder: Path | None) -> Samples | None:
         return None
     from acmix.calibration.photos import read_photo_folder
 
-    return read_photo_folder(folder, artifact.manifest.preprocess).first(PHOTOS)
+    return read_photo_folder(folder, artifact.manifest.preprocess, artifact.manifest.further_preprocess).first(PHOTOS)
 
 
 def conclusion(result: Comparison) -> str:

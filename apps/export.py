@@ -81,6 +81,10 @@ def export_model(
     exits: Annotated[
         str | None, typer.Option("--exits", help="Adaptive models: accuracy=0.5 (default), cost=MS, rates=0.6,0.4 ...")
     ] = None,
+    unrolled: Annotated[
+        bool,
+        typer.Option("--unrolled", help="Adaptive models: one graph with the logits of every exit, no exit taken."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Export a model: capture once, lower to every target, prove each saved file."""
@@ -101,7 +105,11 @@ def export_model(
         "opset": opset,
     }
     given = {k: v for k, v in target_flags.items() if v is not None}
-    if find.names_adaptive(model) or exits is not None:
+    if unrolled:
+        from acmix.apps.adaptive_flags import unrolled_flags
+
+        flags = unrolled_flags(flags, exits)
+    elif find.names_adaptive(model) or exits is not None:
         from acmix.apps import adaptive
 
         raise typer.Exit(adaptive.export(flags, given, exits, as_json))

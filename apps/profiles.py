@@ -65,8 +65,8 @@ def profile(folders: Sequence[Path], flags: ProfileFlags, as_json: bool) -> None
         from acmix.calibration.photos import read_photo_folder
 
         photos = [
-            read_photo_folder(flags.photos, artifact.manifest.preprocess).first(profiling.MOST_PHOTOS)
-            for artifact in opened
+            read_photo_folder(flags.photos, m.preprocess, m.further_preprocess).first(profiling.MOST_PHOTOS)
+            for m in (artifact.manifest for artifact in opened)
         ]
     beside = folders[0].absolute().parent
     journal = journal_beside(beside)

@@ -163,8 +163,9 @@ def _photos(flag: str, folder: Path, source: ModelSource) -> PhotoFolder:
     from acmix.calibration.photos import read_photo_folder
     from acmix.calibration.sources import for_photos
 
-    preprocess = for_photos(f"{flag} {folder}", source.spec.inputs, source.spec.preprocess)
-    return read_photo_folder(folder, preprocess)
+    spec = source.spec
+    preprocess = for_photos(f"{flag} {folder}", spec.inputs, spec.preprocess, spec.further_preprocess)
+    return read_photo_folder(folder, preprocess, spec.further_preprocess)
 
 
 def _refuse_data(flags: ExportFlags, recipe: Recipe) -> None:

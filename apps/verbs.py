@@ -171,7 +171,7 @@ def evaluate(
 
         return adaptive.evaluate(artifact, data, limit, model, as_json)
     opened = open_artifact(artifact)
-    samples = read_photo_folder(data, opened.manifest.preprocess)
+    samples = read_photo_folder(data, opened.manifest.preprocess, opened.manifest.further_preprocess)
     samples = samples.first(limit) if limit else samples
     screen = console()
     with log_file(artifact, "evaluate") as log, Progress(console=screen, transient=True) as progress:
@@ -180,6 +180,9 @@ def evaluate(
     if as_json:
         print_json("evaluate", evaluation=result)
     screen.print(tables.evaluations([result]))
+    if result.exit_top1:
+        shares = ", ".join(f"{name} {tables.percent(share, result.photos)}" for name, share in result.exit_top1.items())
+        screen.print(f"Top-1 by exit: {shares}")
     if result.eager_missing:
         screen.print(f"No agreement with eager: {result.eager_missing}")
     return None

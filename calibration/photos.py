@@ -48,12 +48,16 @@ def normalise(image: Array, preprocess: Preprocess) -> Array:
 
 @dataclass(frozen=True)
 class PhotoFolder:
-    """Photos of one folder, in a fixed order, preprocessed as they are read."""
+    """Photos of one folder, in a fixed order, preprocessed as they are read.
+
+    further: for models that look at each photo in several ways: of their inputs behind the first.
+    """
 
     name: str
     files: tuple[Path, ...]
     labels: tuple[int, ...] | None
     preprocess: Preprocess
+    further: tuple[Preprocess, ...] = ()
 
     @property
     def identifiers(self) -> tuple[str, ...]:
@@ -70,7 +74,8 @@ class PhotoFolder:
         return len(self.files)
 
     def __iter__(self) -> Iterator[tuple[Array, ...]]:
-        return ((normalise(pixels(file, self.preprocess), self.preprocess),) for file in self.files)
+        ways = (self.preprocess, *self.further)
+        return (tuple(normalise(pixels(file, way), way) for way in ways) for file in self.files)
 
     def pick(self, positions: Sequence[int]) -> PhotoFolder:
         """The photos at these positions."""
@@ -82,7 +87,7 @@ class PhotoFolder:
         return self if count >= len(self) else self.pick(spread(len(self), count))
 
 
-def read_photo_folder(folder: Path, preprocess: Preprocess | None) -> PhotoFolder:
+def read_photo_folder(folder: Path, preprocess: Preprocess | None, further: tuple[Preprocess, ...] = ()) -> PhotoFolder:
     """The photos of a folder: with labels from labels.csv (file,label) or from folders named 0, 1, 2 ...
 
     Class folders with other names are numbered in sorted order.  Raises UsageError when there is no such
@@ -99,7 +104,7 @@ def read_photo_folder(folder: Path, preprocess: Preprocess | None) -> PhotoFolde
     files, labels = _read_labels(folder) if listed else _read_class_folders(folder)
     if not files:
         raise UsageError(f"{folder} holds no photo ({', '.join(sorted(SUFFIXES))}).")
-    return PhotoFolder(folder.name, tuple(files), tuple(labels) if labels is not None else None, preprocess)
+    return PhotoFolder(folder.name, tuple(files), tuple(labels) if labels is not None else None, preprocess, further)
 
 
 def _read_labels(folder: Path) -> tuple[list[Path], list[int] | None]:

@@ -50,17 +50,24 @@ def read_calibration(
     raise UsageError(f"--calibration {reference!r} names nothing that is there.\nGive {KINDS}.")
 
 
-def for_photos(flag: str, inputs: tuple[TensorSpec, ...], preprocess: Preprocess | None) -> Preprocess:
+def for_photos(
+    flag: str,
+    inputs: tuple[TensorSpec, ...],
+    preprocess: Preprocess | None,
+    further: tuple[Preprocess, ...] = (),
+) -> Preprocess:
     """The preprocessing, once it is sure that photos can become the input. flag: as it was typed, with its value.
 
     Raises UsageError where there is none, or where what it makes is not the model's one input.
+    further: preprocessings of the inputs behind the first, where each sees the photo in a way of its own.
     """
     if preprocess is None:
         raise UsageError(
             f"{flag}: the model has no preprocessing, so photos cannot become its input.\n"
             "Name one: --preprocess imagenet, or a TOML file (see docs/models.md)."
         )
-    if [(spec.shape, spec.dtype) for spec in inputs] != [((1, 3, *preprocess.crop), "float32")]:
+    made = [((1, 3, *way.crop), "float32") for way in (preprocess, *further)]
+    if [(spec.shape, spec.dtype) for spec in inputs] != made:
         taken = ", ".join(f"{'x'.join(map(str, spec.shape))} of {spec.dtype}" for spec in inputs)
         raise UsageError(
             f"{flag}: photos become one input 1x3x{preprocess.crop[0]}x{preprocess.crop[1]} of float32, and the model "

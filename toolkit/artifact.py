@@ -148,6 +148,7 @@ class Manifest:
     seed: int = 0
     pixel_grid: bool = False
     quantization: Quantization | None = None
+    further_preprocess: tuple[Preprocess, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
 

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.utils.flop_counter import FlopCounterMode
 
 from acmix.toolkit import weights
+from acmix.toolkit.adaptive.unrolled import UnrolledSpec, join_origins, refuse_one_file
 from acmix.toolkit.artifact import Preparation, WeightsOrigin
 from acmix.toolkit.checkpoint import read_checkpoint
 from acmix.toolkit.errors import UsageError
@@ -70,8 +71,10 @@ def build(source: ModelSource, weights_option: str | None, seed: int = 0) -> Net
 
     Raises UsageError when a checkpoint does not fit; see acmix.toolkit.weights.
     """
-    torch.manual_seed(seed)
     spec = source.spec
+    if isinstance(spec, UnrolledSpec):
+        return _build_unrolled(source, spec, weights_option, seed)
+    torch.manual_seed(seed)
     module = spec.build()
     if source.kind == "program":
         if weights_option is not None:
@@ -79,6 +82,18 @@ def build(source: ModelSource, weights_option: str | None, seed: int = 0) -> Net
         return Network(source, module, WeightsOrigin("as_built", weights.digest(module), source.reference))
     origin = _give_weights(source, module, weights_option, seed)
     return Network(source, module.eval(), origin)
+
+
+def _build_unrolled(source: ModelSource, spec: UnrolledSpec, option: str | None, seed: int) -> Network:
+    """Every network with the weights that it has in the adaptive model."""
+    from acmix.toolkit.adaptive.graph import Unrolled
+
+    adaptive = spec.adaptive
+    refuse_one_file(adaptive, option)
+    built = {name: build(network, option, seed) for name, network in adaptive.networks.items()}
+    module = Unrolled(adaptive.stages, {name: network.module for name, network in built.items()}).eval()
+    origin = join_origins([network.weights for network in built.values()], weights.digest(module), seed)
+    return Network(source, module, origin)
 
 
 def _give_weights(source: ModelSource, module: nn.Module, option: str | None, seed: int) -> WeightsOrigin:

@@ -22,6 +22,8 @@ from acmix.toolkit.errors import UsageError, did_you_mean
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
 LARGEST_CHECKPOINT_BYTES = 4 * 2**30
 WRAPPERS = ("model", "state_dict", "state_dict_ema", "model_ema")
+LONE_WRAPPER = "model_state_dict"
+"""What DVT's files call all of their weights; in GFNet's it is one network of several."""
 CONFIGURATION = "yacs.config.CfgNode"
 """What Swin's files keep beside their weights: a dict that has attributes, read as the one that torch allows."""
 # What numpy arrays and scalars name when torch.save writes them (numpy 2 says _core, numpy 1 core): GFNet's tables.
@@ -136,6 +138,8 @@ def unwrapped(path: Path, content: Any) -> Mapping[Any, Any]:
         if isinstance(content.get(name), Mapping):
             return dict(content[name])
     parts = {name: value for name, value in content.items() if is_state_dict(value)}
+    if list(parts) == [LONE_WRAPPER]:
+        return dict(content[LONE_WRAPPER])
     if len(parts) > 1:
         return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
     if any(isinstance(value, Tensor) for value in content.values()):

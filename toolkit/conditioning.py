@@ -2,15 +2,16 @@
 
 For float32: eager float32 against eager float64. For float16: eager with its filters rounded to float16, but for
 those of depthwise and first convolutions, which the targets keep, against eager. For float16 arithmetic: eager with
-all its weights and the result of every operator rounded to float16.
+all its weights and the result of every operator rounded to float16.  A network that rounds places to pixels is also
+held against itself with every place moved by the agreement that is asked for.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -72,9 +73,35 @@ def attainable(module: nn.Module, recipe: Recipe, half_arithmetic: bool = False)
                 found = flat_tensors(perturbed(*(_as(array, dtype) for array in inputs)))
         except Exception:  # it may check its inputs' dtype, by an assertion say
             return (None,) * len(outputs)
-        return tuple(_kept(o, f.double().numpy()) for o, f in zip(outputs, found, strict=True))
+        kept = tuple(_kept(o, f.double().numpy()) for o, f in zip(outputs, found, strict=True))
+        return _least(kept, outputs, _nudged(module, inputs, recipe))
 
     return measure
+
+
+@runtime_checkable
+class Stepped(Protocol):
+    """A module that rounds numbers of its own, places say, to whole ones: a hair's breadth gives other outputs."""
+
+    def nudged(self, inputs: Sequence[Tensor], relative: float) -> Iterator[tuple[Tensor, ...]]:
+        """The outputs wherever those numbers, off by `relative`, would round to others."""
+
+
+def _nudged(module: nn.Module, inputs: Sequence[Array], recipe: Recipe) -> list[tuple[Tensor, ...]]:
+    if not isinstance(module, Stepped):
+        return []
+    with torch.no_grad():
+        return list(module.nudged([_as(a, torch.float32) for a in inputs], 10 ** (-recipe.tolerance.snr_db / 20)))
+
+
+def _least(
+    kept: tuple[float | None, ...], outputs: Sequence[Array], others: Sequence[tuple[Tensor, ...]]
+) -> tuple[float | None, ...]:
+    """What is kept of each output at the worst of the nudges."""
+    for other in others:
+        ratios = [_kept(o, f.double().numpy()) for o, f in zip(outputs, other, strict=True)]
+        kept = tuple(b if a is None else a if b is None else min(a, b) for a, b in zip(kept, ratios, strict=True))
+    return kept
 
 
 def _kept(output: Array, perturbed: Array) -> float | None:

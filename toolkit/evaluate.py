@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from acmix.toolkit import catalog
+from acmix.toolkit.adaptive.find import is_of_zoo
+from acmix.toolkit.adaptive.unrolled import OWN_WEIGHTS
 from acmix.toolkit.artifact import Artifact, check_digests, executed_by
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.execute import run_sample, snapped
@@ -27,6 +29,7 @@ class Evaluation:
     """An artifact on a set of photos. Shares are 0 to 1; None where there are no labels or no eager network.
 
     agreement: share of photos whose top-1 is eager's. eager_missing says why there is no eager network.
+    exit_top1: of every output of class scores, by name, where there are several; the others are of the last.
     """
 
     artifact: str
@@ -39,6 +42,7 @@ class Evaluation:
     agreement: float | None
     worst_snr_db: float | None
     eager_missing: str = ""
+    exit_top1: dict[str, float] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
 
@@ -47,6 +51,7 @@ class _Row:
     label: int | None
     found: Array
     eager: Array | None
+    exits: tuple[Array, ...]
 
 
 def evaluate(
@@ -74,15 +79,21 @@ def evaluate(
         session.load()
         for label, inputs in zip(labels, samples, strict=True):
             fed = snapped(inputs, snap)
-            found = run_sample(session, fed, interface)[scores]
-            rows.append(_Row(label, found, eager(fed)[scores] if eager else None))
+            found = run_sample(session, fed, interface)
+            exits = tuple(found[i] for i in outputs_of_scores(manifest.outputs))
+            rows.append(_Row(label, found[scores], eager(fed)[scores] if eager else None, exits))
             advance(len(rows))
     return _judge(artifact, samples, rows, missing)
 
 
+def outputs_of_scores(outputs: Sequence[TensorSpec]) -> tuple[int, ...]:
+    """Which outputs are class scores: those as wide as the first, one for each exit."""
+    return tuple(i for i, spec in enumerate(outputs) if spec.shape == outputs[0].shape)
+
+
 def output_of_scores(outputs: Sequence[TensorSpec]) -> int:
     """Which output to evaluate: the last of those as wide as the first, which of several exits is the best one."""
-    return max(i for i, spec in enumerate(outputs) if spec.shape == outputs[0].shape)
+    return outputs_of_scores(outputs)[-1]
 
 
 def _judge(artifact: Artifact, samples: Samples, rows: Sequence[_Row], missing: str) -> Evaluation:
@@ -104,7 +115,16 @@ def _judge(artifact: Artifact, samples: Samples, rows: Sequence[_Row], missing: 
         share([int(eager.argmax()) == int(row.found.argmax()) for row, eager in known]),
         min(ratios, default=None),
         missing,
+        _of_exits(artifact, labelled),
     )
+
+
+def _of_exits(artifact: Artifact, rows: Sequence[_Row]) -> dict[str, float]:
+    outputs = artifact.manifest.outputs
+    names = [outputs[i].name for i in outputs_of_scores(outputs)]
+    if len(names) < 2 or not rows:
+        return {}
+    return {n: sum(_among(row.exits[i], row.label, 1) for row in rows) / len(rows) for i, n in enumerate(names)}
 
 
 def _among(scores: Array, label: int | None, count: int) -> bool:
@@ -122,12 +142,15 @@ def rebuild(
 
     record = artifact.manifest.model
     in_zoo = any(card.name == record.source for card in catalog.model_cards())
+    in_zoo = in_zoo or (record.source.startswith(source.UNROLLED) and is_of_zoo(record.source))
     if model is None and not in_zoo:
         # A manifest may come from anywhere: it does not get to choose which Python file runs here.
         return None, f"it was made from {record.source}; run that again with --model {record.source}"
     reference = model or record.source
-    inputs = () if reference.endswith(".pt2") else artifact.manifest.inputs
-    option = {"file": record.weights.source, "random": "random"}.get(record.weights.kind)
+    fixed = reference.endswith(".pt2") or reference.startswith(source.UNROLLED)
+    inputs = () if fixed else artifact.manifest.inputs
+    options = {"file": record.weights.source, "random": "random"}
+    option = None if record.weights.source == OWN_WEIGHTS else options.get(record.weights.kind)
     try:
         found = source.find_model(reference, inputs, artifact.manifest.preprocess)
         network = capture.build(found, option, record.weights.seed or 0)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from acmix.toolkit import catalog, machine
 from acmix.toolkit.artifact import ChosenForm
-from acmix.toolkit.errors import AcmixError
+from acmix.toolkit.errors import AcmixError, UsageError
 from acmix.toolkit.lower import LoweringRequest, start_lowering
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.request import TargetRequest
@@ -71,6 +71,11 @@ def forecast(network: Network, target: TargetRequest, recipe: Recipe, log: Path)
     """
     from acmix.toolkit import capture
 
+    if network.spec.float_only:
+        raise UsageError(
+            f"{network.source.reference} as published cuts patches outside of any graph: there is none to forecast.\n"
+            "Export it, then acmix inspect its folder."
+        )
     published = capture.capture_published(network)
     captured = capture.capture(network, [target.name])
     made = captured.programs[target.name]

@@ -58,6 +58,12 @@ def prepare(module: nn.Module, spec: ModelSpec, targets: Sequence[str]) -> dict[
     return prepared
 
 
+def inference_form(module: nn.Module, spec: ModelSpec, target: str) -> nn.Module:
+    """The form of one network for a target, not compared with it yet; the network itself where it has none."""
+    for_inference = spec.for_inference or _layer_forms(module, spec)
+    return module if for_inference is None else for_inference(module, target)
+
+
 def _layer_forms(module: nn.Module, spec: ModelSpec) -> Callable[[nn.Module, str], nn.Module] | None:
     """For a user's own network that contains layers of acmix: each in its own inference form."""
     if not any(isinstance(layer, InferenceLayer) for layer in module.modules()):

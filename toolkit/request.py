@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from acmix.toolkit import catalog
+from acmix.toolkit.adaptive.unrolled import networks_of
 from acmix.toolkit.artifact import Artifact
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.recipe import Recipe
@@ -68,11 +69,19 @@ def has_random_weights(request: ExportRequest) -> bool:
     """Whether the export will use weights that classify nothing."""
     if request.weights == "random":
         return True
-    return request.weights is None and request.source.kind == "zoo" and request.source.spec.weights is None
+    networks = networks_of(request.source)
+    return request.weights is None and any(n.kind == "zoo" and n.spec.weights is None for n in networks)
 
 
 def refuse_early(request: ExportRequest) -> None:
     """Raise UsageError for combinations and folders that cannot work."""
+    if request.recipe.is_quantized and (reason := request.source.spec.float_only):
+        raise UsageError(f"{request.source.reference} cannot be {request.recipe.name}: {reason}.")
+    if request.takes_image and request.source.spec.further_preprocess:
+        raise UsageError(
+            f"--image-input bakes one preprocessing in, and {request.source.reference} looks at the photo in "
+            f"{1 + len(request.source.spec.further_preprocess)} ways.\nLeave it out."
+        )
     for target in request.targets:
         catalog.require_packages(target.name)
         if reason := catalog.load_target(target.name).refuses(request.recipe, target.options):

@@ -86,6 +86,7 @@ def _manifest(
         seed=request.seed,
         pixel_grid=request.takes_image,
         quantization=_quantization(request, target, common, finished),
+        further_preprocess=request.source.spec.further_preprocess,
     )
 
 

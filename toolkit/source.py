@@ -1,4 +1,4 @@
-"""What --model means: a name of the zoo, module:attribute, file.py:attribute, or a saved ExportedProgram."""
+"""What --model means: a name of the zoo, module:attribute, file.py:attribute, a saved program, or unrolled:NAME."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 INPUT = re.compile(r"^(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>[^:]*?)(?::(?P<dtype>\w+))?$")
+UNROLLED = "unrolled:"
+"""Before the name of an adaptive model: all its stages as one network."""
 DTYPES = ("float32", "int32", "int64")
 
 
@@ -31,7 +33,7 @@ class ModelSource:
     """A model as the user named it."""
 
     reference: str
-    kind: Literal["zoo", "module", "program"]
+    kind: Literal["zoo", "module", "program", "unrolled"]
     spec: ModelSpec
 
 
@@ -63,7 +65,13 @@ def parse_input(text: str, position: int = 0) -> TensorSpec:
 
 def find_model(reference: str, inputs: tuple[TensorSpec, ...], preprocess: Preprocess | None = None) -> ModelSource:
     """The model that --model names, with --input and --preprocess applied; nothing is built yet."""
-    if reference.endswith(".pt2"):
+    if reference.startswith(UNROLLED):
+        from acmix.toolkit.adaptive.unrolled import find_unrolled
+
+        source = find_unrolled(reference)
+        if inputs:
+            raise UsageError(f"the inputs of {reference} are those of its stages: leave --input out.")
+    elif reference.endswith(".pt2"):
         source = ModelSource(reference, "program", _program_spec(Path(reference)))
         if inputs:
             raise UsageError(f"{reference} has its inputs fixed already: leave --input out.")

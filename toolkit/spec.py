@@ -88,6 +88,8 @@ class ModelSpec:
     optional_keys: regular expression of parameters that a published checkpoint is known to lack;
     neutralise(module, keys) makes them count for nothing.
     resized(spec, (height, width)): for networks whose parameters depend on the input size.
+    further_preprocess: of the inputs behind the first, where the model looks at one photo in several ways.
+    float_only: why it cannot be held in integers, and what to do instead; '' where it can.
     """
 
     name: str
@@ -102,5 +104,7 @@ class ModelSpec:
     neutralise: Callable[[nn.Module, frozenset[str]], None] | None = None
     resized: Callable[[ModelSpec, tuple[int, int]], ModelSpec] | None = None
     classifies: bool = True
+    further_preprocess: tuple[Preprocess, ...] = ()
+    float_only: str = ""
     paper: str = ""
     claims: Claims = Claims()

@@ -27,6 +27,7 @@ from acmix.toolkit.adaptive.proof import margins, prove_way
 from acmix.toolkit.adaptive.reference import SEEDED_PHOTOS, write_reference
 from acmix.toolkit.adaptive.runner import Loaded, eager_model, load_stages
 from acmix.toolkit.adaptive.spec import AdaptiveSpec, check_spec
+from acmix.toolkit.adaptive.unrolled import refuse_one_file
 from acmix.toolkit.artifact import REFERENCE, Artifact, sha256_of
 from acmix.toolkit.errors import AcmixError, UsageError
 from acmix.toolkit.policy import POLICY, Policy, policy_of, write_policy
@@ -127,10 +128,7 @@ def _refuse(request: AdaptiveRequest) -> None:
     check_spec(spec)
     if base.takes_image:
         raise UsageError("--image-input is for single networks: stages pass normalised images on.\nLeave it out.")
-    if base.weights not in (None, "random") and not spec.one_checkpoint:
-        raise UsageError(
-            f"--weights {base.weights}: each network of {spec.name} has weights of its own.\nLeave --weights out."
-        )
+    refuse_one_file(spec, base.weights)
     if base.recipe.needs_ranges and request.calibrator is None:
         raise UsageError(f"--precision {base.recipe.name} needs the ranges of activations, and nobody to find them.")
     if not len(request.photos):

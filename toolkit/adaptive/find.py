@@ -8,10 +8,12 @@ import importlib
 from dataclasses import replace
 
 from acmix.toolkit import catalog
-from acmix.toolkit.adaptive.cascade import cascade, is_cascade
+from acmix.toolkit.adaptive.cascade import PREFIX, cascade, is_cascade
 from acmix.toolkit.adaptive.spec import AdaptiveSpec, check_spec
 from acmix.toolkit.errors import UsageError
-from acmix.toolkit.source import import_source
+from acmix.toolkit.source import UNROLLED, import_source
+
+NOT_OF_THE_ZOO = (".py", ".pt2")
 
 
 @functools.cache
@@ -44,6 +46,14 @@ def _of_a_user(reference: str) -> AdaptiveSpec | None:
     module, _, attribute = reference.rpartition(":")
     found = getattr(import_source(module), attribute, None) if module else None
     return replace(found, reference=reference) if isinstance(found, AdaptiveSpec) else None
+
+
+def is_of_zoo(reference: str) -> bool:
+    """Whether an adaptive model, or the networks of one that is unrolled, are the catalog's and no user's file."""
+    inner = reference.removeprefix(UNROLLED)
+    # Told by the words alone: asking what a user's file holds would run it.
+    of_users = any(part in inner for part in NOT_OF_THE_ZOO) or ":" in inner.removeprefix(PREFIX)
+    return not of_users and (is_cascade(inner) or inner in adaptive_names())
 
 
 def find_adaptive(reference: str, imagenet: bool = False) -> AdaptiveSpec:

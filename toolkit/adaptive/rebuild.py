@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from acmix.toolkit.adaptive.artifact import AdaptiveArtifact
-from acmix.toolkit.adaptive.cascade import PREFIX
-from acmix.toolkit.adaptive.find import find_adaptive
+from acmix.toolkit.adaptive.find import find_adaptive, is_of_zoo
 from acmix.toolkit.adaptive.runner import Loaded, eager_model
 from acmix.toolkit.errors import UsageError
 
@@ -14,8 +13,6 @@ if TYPE_CHECKING:
     from acmix.toolkit.artifact import WeightsOrigin
     from acmix.toolkit.capture import Network
     from acmix.toolkit.source import ModelSource
-
-NOT_OF_THE_ZOO = (".py", ".pt2")
 
 
 def rebuild_adaptive(artifact: AdaptiveArtifact, model: str | None = None) -> tuple[Loaded | None, str]:
@@ -26,7 +23,7 @@ def rebuild_adaptive(artifact: AdaptiveArtifact, model: str | None = None) -> tu
     """
     source = model or artifact.manifest.source
     # A manifest may come from anywhere: it does not get to choose which Python code runs here.
-    if model is None and _is_foreign(source):
+    if model is None and not is_of_zoo(source):
         return None, f"it was made from {source}, which only its owner runs: --model file.py:NAME"
     networks: dict[str, Network] = {}
     try:
@@ -43,10 +40,6 @@ def rebuild_adaptive(artifact: AdaptiveArtifact, model: str | None = None) -> tu
             raise
         return None, str(error).splitlines()[0]
     return eager_model(spec, networks), ""
-
-
-def _is_foreign(source: str) -> bool:
-    return any(part in source for part in NOT_OF_THE_ZOO) or ":" in source.removeprefix(PREFIX)
 
 
 def _built(source: ModelSource, origin: WeightsOrigin) -> Network:

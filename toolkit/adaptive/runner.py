@@ -69,7 +69,10 @@ def load_single(artifact: Artifact, threads: int = 1) -> Iterator[Loaded]:
     gives = tuple(spec.name for spec in manifest.outputs)
     # Of several exits of one file the last is the best.
     scores = gives[output_of_scores(manifest.outputs)]
-    stage = Stage(name, (Photo(manifest.preprocess, "photo"), Run(name, ("photo",), gives)), scores)
+    photos = tuple(
+        Photo(way, f"photo_{i}") for i, way in enumerate((manifest.preprocess, *manifest.further_preprocess))
+    )
+    stage = Stage(name, (*photos, Run(name, tuple(photo.gives for photo in photos), gives)), scores)
     with load_stages((stage,), {name: artifact}, threads) as (engine, reference):
         yield Loaded(artifact.name, engine, policy_of("max_softmax", [name], (), None), reference)
 

@@ -91,6 +91,12 @@ def pipeline_spec() -> AdaptiveSpec:
     return AdaptiveSpec("tiny_pipeline", "tiny_pipeline", {n: zoo(s) for n, s in networks.items()}, stages)
 
 
+@pytest.fixture(scope="session")
+def tiny_spec() -> AdaptiveSpec:
+    """The pipeline that glances, places and focuses, before any export."""
+    return pipeline_spec()
+
+
 def no_progress(target: str, stage: pipeline.Stage, seconds: float) -> None:
     """Nobody watches."""
 
