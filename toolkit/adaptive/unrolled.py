@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from acmix.toolkit import catalog
 from acmix.toolkit.adaptive.find import find_adaptive, names_adaptive
 from acmix.toolkit.adaptive.spec import AdaptiveSpec, Crop, Photo, Stage, Step, check_stages
 from acmix.toolkit.artifact import WeightsOrigin
@@ -30,7 +31,8 @@ class UnrolledSpec(ModelSpec):
 def find_unrolled(reference: str) -> ModelSource:
     """What --model unrolled:MODEL names; raises UsageError where MODEL has no exits to unroll."""
     inner = reference.removeprefix(UNROLLED)
-    if not names_adaptive(inner):
+    own = ":" in inner or inner.endswith(".pt2")
+    if not names_adaptive(inner) and (own or inner in {card.name for card in catalog.model_cards()}):
         raise UsageError(
             f"{inner} is no adaptive model: its file is one graph already.\n"
             "Leave --unrolled out, or name one that `acmix list models` shows under 'Adaptive'."
