@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from acmix.toolkit import catalog
 from acmix.toolkit.adaptive.find import find_adaptive, names_adaptive
 from acmix.toolkit.adaptive.spec import AdaptiveSpec, Crop, Photo, Stage, Step, check_stages
-from acmix.toolkit.artifact import WeightsOrigin
+from acmix.toolkit.artifact import WeightsKind, WeightsOrigin
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.source import UNROLLED, ModelSource
 from acmix.toolkit.spec import ModelSpec, TensorSpec
@@ -103,8 +103,8 @@ def refuse_one_file(adaptive: AdaptiveSpec, weights: str | None) -> None:
 def join_origins(origins: Sequence[WeightsOrigin], digest: str, seed: int) -> WeightsOrigin:
     """Where the weights of all networks came from, as of one; random if those of any are."""
     kinds = [origin.kind for origin in origins]
-    only = kinds[0] if len(set(kinds)) == 1 else "as_built"
-    kind = "random" if "random" in kinds else only
+    only: WeightsKind = kinds[0] if len(set(kinds)) == 1 else "as_built"
+    kind: WeightsKind = "random" if "random" in kinds else only
     # Said, since the same networks with --weights random would be others.
     sources = [origin.source for origin in origins] if kind == only else [OWN_WEIGHTS]
     return WeightsOrigin(
