@@ -34,11 +34,14 @@ class FileDigest:
     size_bytes: int
 
 
+WeightsKind = Literal["packaged", "file", "random", "as_built"]
+
+
 @dataclass(frozen=True)
 class WeightsOrigin:
     """Where the weights came from. `random` weights classify nothing: the manifest says so."""
 
-    kind: Literal["packaged", "file", "random", "as_built"]
+    kind: WeightsKind
     digest: str
     source: str = ""
     licence: str = ""

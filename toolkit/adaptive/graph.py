@@ -69,7 +69,11 @@ class Unrolled(nn.Module):
         if isinstance(step, Resize):
             return (F.interpolate(values[step.source], step.size, mode="bicubic", align_corners=True),)
         assert isinstance(step, Zeros)
-        return (photo.new_zeros(step.shape),)
+        return (self.zeros(step, photo),)
+
+    def zeros(self, step: Zeros, photo: Tensor) -> Tensor:
+        """Zeros of the photo's type."""
+        return photo.new_zeros(step.shape)
 
     def nudged(self, inputs: Sequence[Tensor], relative: float) -> Iterator[tuple[Tensor, ...]]:
         """The outputs with other patches: those that places off by `relative` of their norm would cut.
@@ -97,10 +101,16 @@ class InOneGraph(Unrolled):
                 sizes[step.gives] = step.size
             elif isinstance(step, Photo):
                 sizes[step.gives] = step.preprocess.crop
+            elif isinstance(step, Zeros):
+                self.register_buffer(f"zeros_{step.gives}", torch.zeros(step.shape), persistent=False)
 
     def cut(self, step: Crop, image: Tensor, action: Tensor, nudge: Nudge, corners: list[list[int]]) -> Tensor:
         patch: Tensor = self.cutters[step.gives](image, action)
         return patch
+
+    def zeros(self, step: Zeros, photo: Tensor) -> Tensor:
+        """A constant of the graph."""
+        return self.get_buffer(f"zeros_{step.gives}")
 
 
 class OneHotCut(nn.Module):
@@ -112,10 +122,12 @@ class OneHotCut(nn.Module):
 
     rows: Tensor
     columns: Tensor
+    one: Tensor
 
     def __init__(self, image: tuple[int, int], patch: tuple[int, int]) -> None:
         super().__init__()
         self.room = (image[0] - patch[0], image[1] - patch[1])
+        self.register_buffer("one", torch.ones(1, 1), persistent=False)
         self.register_buffer("rows", _offsets(image[0], patch[0]), persistent=False)
         self.register_buffer("columns", _offsets(image[1], patch[1]).t().contiguous(), persistent=False)
 
@@ -123,8 +135,8 @@ class OneHotCut(nn.Module):
         (height, width), (h, w) = image.shape[2:], (self.rows.shape[0], self.columns.shape[1])
         row, column = (torch.floor(action[:, i : i + 1] * self.room[i]) for i in range(2))
         # 1 - |i + row - j| is one where j = i + row and no more than zero elsewhere: whole numbers, so exact.
-        pick_rows = F.relu(1 - torch.abs(self.rows + row)).unsqueeze(0)
-        pick_columns = F.relu(1 - torch.abs(self.columns + column)).unsqueeze(0)
+        pick_rows = F.relu(self.one - torch.abs(self.rows + row)).unsqueeze(0)
+        pick_columns = F.relu(self.one - torch.abs(self.columns + column)).unsqueeze(0)
         narrow = torch.bmm(image.reshape(1, -1, width), pick_columns)
         by_row = narrow.reshape(-1, height, w).permute(1, 0, 2).reshape(1, height, -1)
         return torch.bmm(pick_rows, by_row).reshape(h, -1, w).permute(1, 0, 2).unsqueeze(0)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from acmix.toolkit import catalog
 from acmix.toolkit.adaptive.find import find_adaptive, names_adaptive
 from acmix.toolkit.adaptive.spec import AdaptiveSpec, Crop, Photo, Stage, Step, check_stages
-from acmix.toolkit.artifact import WeightsOrigin
+from acmix.toolkit.artifact import WeightsKind, WeightsOrigin
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.source import UNROLLED, ModelSource
 from acmix.toolkit.spec import ModelSpec, TensorSpec
@@ -30,7 +31,8 @@ class UnrolledSpec(ModelSpec):
 def find_unrolled(reference: str) -> ModelSource:
     """What --model unrolled:MODEL names; raises UsageError where MODEL has no exits to unroll."""
     inner = reference.removeprefix(UNROLLED)
-    if not names_adaptive(inner):
+    own = ":" in inner or inner.endswith(".pt2")
+    if not names_adaptive(inner) and (own or inner in {card.name for card in catalog.model_cards()}):
         raise UsageError(
             f"{inner} is no adaptive model: its file is one graph already.\n"
             "Leave --unrolled out, or name one that `acmix list models` shows under 'Adaptive'."
@@ -101,8 +103,8 @@ def refuse_one_file(adaptive: AdaptiveSpec, weights: str | None) -> None:
 def join_origins(origins: Sequence[WeightsOrigin], digest: str, seed: int) -> WeightsOrigin:
     """Where the weights of all networks came from, as of one; random if those of any are."""
     kinds = [origin.kind for origin in origins]
-    only = kinds[0] if len(set(kinds)) == 1 else "as_built"
-    kind = "random" if "random" in kinds else only
+    only: WeightsKind = kinds[0] if len(set(kinds)) == 1 else "as_built"
+    kind: WeightsKind = "random" if "random" in kinds else only
     # Said, since the same networks with --weights random would be others.
     sources = [origin.source for origin in origins] if kind == only else [OWN_WEIGHTS]
     return WeightsOrigin(

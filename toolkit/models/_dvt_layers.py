@@ -188,7 +188,9 @@ class Transformer(nn.Module):
         self, image: Tensor, features: Tensor | None = None, relations: Tensor | None = None
     ) -> tuple[Tensor, ...]:
         patches = self.patch_embed(image)
-        x = torch.cat((self.cls_token.expand(patches.shape[0], -1, -1), patches), 1) + self.pos_embed
+        # Of one image there is nothing to expand, and no operator for it.
+        first = self.cls_token if len(patches) == 1 else self.cls_token.expand(len(patches), -1, -1)
+        x = torch.cat((first, patches), 1) + self.pos_embed
         reused = [None] * len(self.blocks) if relations is None else self.reused(relations)
         found = []
         for block, relation in zip(self.blocks, reused, strict=True):

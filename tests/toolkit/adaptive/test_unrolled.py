@@ -157,6 +157,8 @@ def test_of_a_place_near_the_next_pixel_only_what_eager_keeps_there_is_asked(
     ("changes", "exits", "message"),
     [
         ({"model": "msdnet_step4"}, None, "msdnet_step4 is no adaptive model: its file is one graph already"),
+        ({"model": "gfnet_10"}, None, "no adaptive model is called 'gfnet_10'. Did you mean gfnet_100"),
+        ({"model": "nets.py:make"}, None, "its file is one graph already"),
         ({}, "rates=0.5,0.5", "an unrolled graph runs every stage"),
         ({"preprocess": "mine.toml"}, None, "--preprocess of an adaptive model"),
         ({"inputs": ("1x3x160x160",)}, None, "leave --input out"),
