@@ -1,8 +1,9 @@
 """One file against itself: does the interval of the ratio contain 1, interleaved and one after the other?
 
 python tests/benchmarks/interleaving.py [ARTIFACT] [--repetitions 20] [--json FILE] [--minutes 45]
-                                        [--preset normal | --runs 200 --seconds 2 --processes 5]
+                                        [--preset normal | --runs 200 --seconds 2 --processes 5] [--stock 5]
 
+--stock: so many repetitions of the stock way, not as many as of ours; `normal` takes 2 to 3 minutes for each.
 With --json every repetition is saved as soon as it is there; the same command again goes on where it was stopped, and
 --minutes begins no repetition after so long. Leaves with 0 when at least 95 % of the interleaved intervals contain 1
 and each is narrower than +-2 %, with 1 otherwise, and with 3 when repetitions are still missing.
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -84,6 +86,9 @@ def export(folder: Path) -> Artifact:
     if done.returncode != 0:
         raise SystemExit(f"the export failed:\n{done.stderr[-2000:]}")
     return open_artifact(folder / "out" / "make_net-tflite-float32")
+
+
+Way = Callable[[Artifact, ProfileRequest, Path], Repetition]
 
 
 def interleaved(artifact: Artifact, request: ProfileRequest, log: Path) -> Repetition:
@@ -174,8 +179,20 @@ def flags() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--processes", type=int, default=5)
     parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--stock", type=int)
     parser.add_argument("--json", type=Path)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.stock = arguments.repetitions if arguments.stock is None else min(arguments.stock, arguments.repetitions)
+    return arguments
+
+
+def next_way(repetitions: list[Repetition], arguments: argparse.Namespace) -> Way | None:
+    """Ours and the stock way in turn, until there are enough of both."""
+    ours = sum(r.way == "interleaved" for r in repetitions)
+    stock = len(repetitions) - ours
+    if stock < min(ours, arguments.stock):
+        return one_after_another
+    return interleaved if ours < arguments.repetitions else None
 
 
 def repeat(arguments: argparse.Namespace, request: ProfileRequest, setting: dict[str, object]) -> list[Repetition]:
@@ -186,12 +203,11 @@ def repeat(arguments: argparse.Namespace, request: ProfileRequest, setting: dict
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         artifact = open_artifact(arguments.artifact) if arguments.artifact else export(folder)
         try:
-            while len(repetitions) < 2 * arguments.repetitions and time.monotonic() - begin < 60 * arguments.minutes:
-                way = (interleaved, one_after_another)[len(repetitions) % 2]
+            while (way := next_way(repetitions, arguments)) and time.monotonic() - begin < 60 * arguments.minutes:
                 last = way(artifact, request, folder / "log")
                 repetitions.append(last)
                 save(arguments.json, setting, repetitions)
-                number = (len(repetitions) + 1) // 2
+                number = sum(r.way == last.way for r in repetitions)
                 print(f"{number:3d} {last.way:18s} {last.median_ms:.3f} ms  {written(last.ratio)}  {last.verdict}",
                       flush=True)  # fmt: skip
         except KeyboardInterrupt:
@@ -216,7 +232,7 @@ def main() -> None:
     print(f"{length}; {time.perf_counter() - begin:.0f} s in this call")
     right, narrow = sum(r.contains_one for r in ours), all(r.half_width < NARROW for r in ours)
     print(f"{right} of {len(ours)} intervals contain 1; the widest is +-{100 * max(r.half_width for r in ours):.2f} %")
-    if len(repetitions) < 2 * arguments.repetitions:
+    if next_way(repetitions, arguments):
         sys.exit(3)
     sys.exit(0 if right >= 0.95 * len(ours) and narrow else 1)
 
