@@ -13,6 +13,7 @@ import typer
 
 from acmix.apps import analyze, devices, export, verbs
 from acmix.apps.output import print_json
+from acmix.apps.selftest.command import selftest
 from acmix.toolkit.errors import DISK_FULL, AcmixError
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app.command("export")(export.export_model)
 for verb in (verbs.verify, verbs.inspect, verbs.evaluate, verbs.compare, verbs.exits, verbs.profile, verbs.doctor):
     app.command()(verb)
 app.command()(analyze.analyze)
+app.command()(selftest)
 app.add_typer(devices.app, name="devices")
 
 

@@ -110,6 +110,27 @@ def add(
     console().print(f"{name} is written down: {file}\nTry it: acmix devices doctor {name}", soft_wrap=True)
 
 
+@app.command()
+def clean(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Devices on which nothing is measured now.")],
+    as_json: Json = False,
+) -> None:
+    """Remove every work folder of acmix from a device, those too that a power cut left there."""
+    from acmix.toolkit.devices import connect, load_device
+    from acmix.toolkit.devices._shell import ShellTransport
+
+    rows: list[dict[str, str | int]] = []
+    for device in [load_device(name) for name in names]:
+        with connect(device) as transport:
+            if not isinstance(transport, ShellTransport):
+                raise UsageError(f"{device.name}: nothing of acmix stays there.\nClean devices over adb or ssh.")
+            rows.append({"name": device.name, "removed": transport.remove_every_work_folder()})
+    if as_json:
+        print_json("devices clean", devices=rows)
+    for row in rows:
+        console().print(f"{row['name']}: {row['removed']} work folders removed")
+
+
 def _numbers(text: str) -> tuple[int, ...]:
     words = [word.strip() for word in text.split(",")] if text else []
     if any(not word.isascii() or not word.isdigit() or len(word) > 4 for word in words):

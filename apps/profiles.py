@@ -15,7 +15,7 @@ from rich.text import Text
 from acmix.apps import tables
 from acmix.apps.output import console, log_file, print_json
 from acmix.toolkit import profile as profiling
-from acmix.toolkit.artifact import open_artifact
+from acmix.toolkit.artifact import Artifact, open_artifact
 from acmix.toolkit.device import printable
 from acmix.toolkit.errors import UsageError, did_you_mean
 from acmix.toolkit.journal import journal_beside, result_of
@@ -60,14 +60,7 @@ def profile(folders: Sequence[Path], flags: ProfileFlags, as_json: bool) -> None
     """Measure, save beside the first artifact, print. Leaves with 1 when the measurement is incomplete."""
     request = request_of(flags)
     opened = [open_artifact(folder) for folder in folders]
-    photos: list[Samples] = []
-    if flags.photos is not None:
-        from acmix.calibration.photos import read_photo_folder
-
-        photos = [
-            read_photo_folder(flags.photos, m.preprocess, m.further_preprocess).first(profiling.MOST_PHOTOS)
-            for m in (artifact.manifest for artifact in opened)
-        ]
+    photos = photos_for(opened, flags.photos)
     beside = folders[0].absolute().parent
     journal = journal_beside(beside)
     screen = console()
@@ -76,6 +69,18 @@ def profile(folders: Sequence[Path], flags: ProfileFlags, as_json: bool) -> None
         saved = profiling.save(measurement, beside, result_of(journal))
     journal.unlink()
     _print(measurement, saved, as_json)
+
+
+def photos_for(opened: Sequence[Artifact], folder: Path | None) -> list[Samples]:
+    """The photos of a folder as each artifact wants them, no more than are held in memory; [] without a folder."""
+    if folder is None:
+        return []
+    from acmix.calibration.photos import read_photo_folder
+
+    return [
+        read_photo_folder(folder, m.preprocess, m.further_preprocess).first(profiling.MOST_PHOTOS)
+        for m in (artifact.manifest for artifact in opened)
+    ]
 
 
 def show(file: Path, as_json: bool) -> None:

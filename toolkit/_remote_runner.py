@@ -82,9 +82,10 @@ class RemoteRunner:
         arrays = [self._array(text, spec) for text, spec in zip(reply.outputs, self.outputs, strict=True)]
         return self._one(reply), arrays
 
-    def time(self) -> Timed:
-        """One more inference of the inputs of the last `run`."""
-        return self._one(self._ask({"do": "time", "count": 1}, RUN_TIMEOUT_S))
+    def time(self, inputs: Sequence[str] = ()) -> Timed:
+        """One more inference, its outputs left there. inputs: files, as `run` takes them; () repeats the last ones."""
+        command: dict[str, object] = {"do": "time", "count": 1}
+        return self._one(self._ask({**command, "inputs": list(inputs)} if inputs else command, RUN_TIMEOUT_S))
 
     def _ask(self, command: dict[str, object], timeout_s: float) -> _Reply:
         self.lines.write(msgspec.json.encode(command) + b"\n")

@@ -37,6 +37,7 @@ __all__ = [
     "Measurement",
     "Preset",
     "ProfileRequest",
+    "inputs_named",
     "interface_of",
     "profile",
     "read_measurement",
@@ -95,7 +96,7 @@ def profile(
         conditions = Conditions(
             request.threads, cpus, machine.governor(cpus[0]), machine.describe(), here.identity, gate
         )
-        header = Header(tuple(map(_subject, artifacts)), request.plan, _inputs_named(fed, photos), conditions)
+        header = Header(tuple(map(_subject, artifacts)), request.plan, inputs_named(len(fed[0]), photos), conditions)
         recorder = Recorder(len(artifacts), stack.enter_context(_journal(journal, header)))
         try:
             watch = Watch(here.read, report)
@@ -153,8 +154,9 @@ def _fed(artifact: Artifact, photos: Samples | None) -> list[list[Array]]:
     return [file_inputs(dict(zip(probes.identifiers, probes, strict=True))["noise"], interface)]
 
 
-def _inputs_named(fed: Sequence[Sequence[object]], photos: Sequence[Samples]) -> str:
-    return f"{len(fed[0])} photos of {photos[0].name}, in turn" if photos else "one input of noise, repeated"
+def inputs_named(count: int, photos: Sequence[Samples]) -> str:
+    """What the runs are fed, for people; count: of the photos."""
+    return f"{count} photos of {photos[0].name}, in turn" if photos else "one input of noise, repeated"
 
 
 @contextlib.contextmanager

@@ -6,9 +6,9 @@ A fast wrong answer is worth nothing: what comes out on the device must hold the
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +17,21 @@ from acmix.toolkit._remote_runner import RemoteRunner, RunnerBundle, start_runne
 from acmix.toolkit.artifact import Artifact, check_digests
 from acmix.toolkit.conditions import Conditions, Identity, State
 from acmix.toolkit.device import Transport, printable
+from acmix.toolkit.devices._guard import guarded_folder
 from acmix.toolkit.errors import GateError, UsageError
 from acmix.toolkit.execute import Reference, compared, file_inputs
 from acmix.toolkit.gate import wait_until_ready
 from acmix.toolkit.journal import Journal
 from acmix.toolkit.measure import Event, Recorder, Timed, Watch, keep, measure
 from acmix.toolkit.measurement import Header, Measurement, Subject, assemble
-from acmix.toolkit.profile import ProfileRequest, interface_of
+from acmix.toolkit.profile import MOST_PHOTOS, ProfileRequest, inputs_named, interface_of
 from acmix.toolkit.reproof import judged, stored_references
+from acmix.toolkit.samples import Samples
 from acmix.toolkit.state.reading import identify, read_state
-from acmix.toolkit.target import to_layout
-from acmix.toolkit.verify import Compared, Proof
+from acmix.toolkit.target import Array, to_layout
+from acmix.toolkit.verify import Proof
 
-__all__ = ["RunnerBundle", "profile_on_device"]
+__all__ = ["RunnerBundle", "outputs_on_device", "profile_on_device"]
 
 TIMED_PROBE = "noise"
 MOST_THREADS = 256
@@ -38,7 +40,7 @@ EMULATED_WARM_UP_S = 0.5
 
 @dataclass(frozen=True)
 class _Placed:
-    """An artifact on the device: paths there. inputs: by probe, one file an input."""
+    """An artifact on the device: paths there. inputs: by probe, one file an input; turns: those of the timed runs."""
 
     artifact: Artifact
     bundle: RunnerBundle
@@ -46,6 +48,7 @@ class _Placed:
     file: str
     references: tuple[Reference, ...]
     inputs: dict[str, tuple[str, ...]]
+    turns: tuple[tuple[str, ...], ...]
 
     def start(self, transport: Transport) -> contextlib.AbstractContextManager[RemoteRunner]:
         return start_runner(transport, self.bundle, self.folder, self.artifact.manifest.file_outputs)
@@ -57,11 +60,13 @@ def profile_on_device(
     request: ProfileRequest,
     report: Callable[[str], None],
     journal: Path | None = None,
+    photos: Sequence[Samples] = (),
 ) -> Measurement:
     """Push, prove and measure artifacts on a device, each with its runner; nothing of ours stays there.
 
     request.threads: of the runtime.  The device's cores say where a runner is pinned.  journal: a new file that
-    takes every sample as it comes.  Raises UsageError for a changed artifact, GateError when the device fails
+    takes every sample as it comes.  photos: for each artifact its inputs, one a run in turn, pushed before; without
+    them one input of noise is repeated.  Raises UsageError for a changed artifact, GateError when the device fails
     before there was anything to keep, or when an output there is not what it should be.
     """
     if not 1 <= request.threads <= MOST_THREADS:
@@ -73,51 +78,78 @@ def profile_on_device(
         bundles = {bundle.name: bundle for _, bundle in artifacts}
         folders = {name: transport.push(bundle.folder, f"runners/{name}") for name, bundle in bundles.items()}
         placed = [
-            _place(transport, artifact, bundle, folders[bundle.name], number)
+            _place(transport, artifact, bundle, folders[bundle.name], number, photos[number] if photos else None)
             for number, (artifact, bundle) in enumerate(artifacts)
         ]
         for each in placed:
             report(f"{transport.device.name}: proving {each.artifact.name}")
             _hold(transport.device.name, each, _prove(transport, each, request.threads))
-        return _measure(transport, placed, request, report, journal)
+        fed = inputs_named(len(placed[0].turns), photos)
+        return _measure(transport, placed, request, fed, report, journal)
     finally:
-        # A device that is gone keeps its folder; why it is gone is told already.
+        # A device that is gone removes the folder by itself; why it is gone is told already.
         with contextlib.suppress(GateError):
             transport.remove_work_folder()
 
 
-def _place(transport: Transport, artifact: Artifact, bundle: RunnerBundle, folder: str, number: int) -> _Placed:
-    """Push the model file and the probes, for a runner that lies in `folder` there.
+def outputs_on_device(
+    transport: Transport, artifact: Artifact, bundle: RunnerBundle, threads: int = 1
+) -> dict[str, list[Array]]:
+    """What a file gives on a device on each of its probes, by probe, in the file's own layout; not judged."""
+    folder = transport.push(bundle.folder, f"runners/{bundle.name}")
+    placed = _place(transport, artifact, bundle, folder, 0)
+    return _run_probes(transport, placed, threads)
+
+
+def _place(
+    transport: Transport,
+    artifact: Artifact,
+    bundle: RunnerBundle,
+    folder: str,
+    number: int,
+    photos: Samples | None = None,
+) -> _Placed:
+    """Push the model file, the probes and the photos, for a runner that lies in `folder` there.
 
     number: of the artifact. Each has a place of its own: the same model file may come with other probes.
     """
     place = f"models/{number}"
     file = transport.push(artifact.model_file, f"{place}/{artifact.model_file.name}")
     references = tuple(stored_references(artifact))
-    interface, inputs = interface_of(artifact), {}
-    with tempfile.TemporaryDirectory() as here:
+    interface, inputs, turns = interface_of(artifact), {}, []
+    with guarded_folder("acmix-inputs-") as here:
         for reference in references:
-            names = []
-            for i, array in enumerate(file_inputs(reference.inputs, interface)):
-                names.append(f"{reference.identifier}.{i}.bin")
-                little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-                Path(here, names[-1]).write_bytes(np.ascontiguousarray(little).tobytes())
-            inputs[reference.identifier] = tuple(names)
-        probes = transport.push(Path(here), f"{place}/probes")
-    paths = {identifier: tuple(f"{probes}/{name}" for name in names) for identifier, names in inputs.items()}
-    return _Placed(artifact, bundle, folder, file, references, paths)
+            inputs[reference.identifier] = _write(here, reference.identifier, file_inputs(reference.inputs, interface))
+        for turn, sample in enumerate(islice(photos or (), MOST_PHOTOS)):
+            turns.append(_write(here, f"photo-{turn}", file_inputs(sample, interface)))
+        there = transport.push(here, f"{place}/inputs")
+    paths = {identifier: tuple(f"{there}/{name}" for name in names) for identifier, names in inputs.items()}
+    fed = tuple(tuple(f"{there}/{name}" for name in names) for names in turns)
+    return _Placed(artifact, bundle, folder, file, references, paths, fed or (paths[TIMED_PROBE],))
+
+
+def _write(folder: Path, stem: str, arrays: Sequence[Array]) -> tuple[str, ...]:
+    """The raw little-endian bytes of inputs, one file each; their names."""
+    names = tuple(f"{stem}.{i}.bin" for i in range(len(arrays)))
+    for name, array in zip(names, arrays, strict=True):
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        (folder / name).write_bytes(np.ascontiguousarray(little).tobytes())
+    return names
+
+
+def _run_probes(transport: Transport, placed: _Placed, threads: int) -> dict[str, list[Array]]:
+    with placed.start(transport) as runner:
+        runner.load(placed.file, threads)
+        return {identifier: runner.run(files)[1] for identifier, files in placed.inputs.items()}
 
 
 def _prove(transport: Transport, placed: _Placed, threads: int) -> Proof:
     """What reproof asks on this host, asked on the device."""
     interface = interface_of(placed.artifact)
-    rows: list[list[Compared]] = []
-    with placed.start(transport) as runner:
-        runner.load(placed.file, threads)
-        for reference in placed.references:
-            _, outputs = runner.run(placed.inputs[reference.identifier])
-            pairs = zip(outputs, interface.file_outputs, interface.outputs, strict=True)
-            rows.append(compared(reference, [to_layout(array, found, wanted) for array, found, wanted in pairs]))
+    found, rows = _run_probes(transport, placed, threads), []
+    for reference in placed.references:
+        pairs = zip(found[reference.identifier], interface.file_outputs, interface.outputs, strict=True)
+        rows.append(compared(reference, [to_layout(array, have, wanted) for array, have, wanted in pairs]))
     return judged(placed.artifact, rows)
 
 
@@ -140,6 +172,7 @@ def _measure(
     transport: Transport,
     placed: Sequence[_Placed],
     request: ProfileRequest,
+    fed: str,
     report: Callable[[str], None],
     journal: Path | None,
 ) -> Measurement:
@@ -154,7 +187,7 @@ def _measure(
         request.threads, transport.device.cores, _governor(read(False), transport.device.cores),
         _described(transport, placed, identity), identity, gate,
     )  # fmt: skip
-    header = Header(tuple(map(_subject, placed)), request.plan, "one input of noise, repeated", conditions)
+    header = Header(tuple(map(_subject, placed)), request.plan, fed, conditions)
     with contextlib.ExitStack() as stack:
         recorder = Recorder(len(placed), _opened(stack, journal, header))
         told = Watch(read, lambda said: report(f"{name}: {said}"))
@@ -184,16 +217,17 @@ class _RemoteLane:
 
     def __init__(self, runner: RemoteRunner, placed: _Placed, threads: int) -> None:
         self.runner, self.placed, self.threads = runner, placed, threads
-        self.has_run = False
+        self.runs = 0
 
     def load(self) -> Timed:
         return self.runner.load(self.placed.file, self.threads)
 
     def run(self) -> Timed:
-        if self.has_run:
-            return self.runner.time()
-        self.has_run = True
-        return self.runner.run(self.placed.inputs[TIMED_PROBE])[0]
+        turns, number = self.placed.turns, self.runs
+        self.runs += 1
+        if number == 0:
+            return self.runner.run(turns[0])[0]
+        return self.runner.time(turns[number % len(turns)] if len(turns) > 1 else ())
 
 
 def _reader(transport: Transport) -> tuple[Identity, Callable[[bool], State]]:

@@ -10,13 +10,13 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from acmix.apps.board import wheels
 from acmix.toolkit.device import printable
+from acmix.toolkit.devices._guard import guarded_folder
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.remote import RunnerBundle
 
@@ -91,13 +91,13 @@ def _compiler(word: str) -> str:
 def _build(build: Build, wheel: Path, compilers: dict[str, str], place: Path) -> None:
     """Make the bundle beside its place; it appears whole."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".build-") as made:
-        unpacked, bundle = Path(made) / "wheel", Path(made) / "bundle"
+    with guarded_folder(".build-", place.parent) as made:
+        unpacked, bundle = made / "wheel", made / "bundle"
         bundle.mkdir()
         wheels.unpack(wheel, build.unpacked, unpacked)
         libraries = unpacked / build.libraries
         runner = bundle / "runner"
-        _compile(build, unpacked, libraries, compilers, Path(made), runner)
+        _compile(build, unpacked, libraries, compilers, made, runner)
         for file in _closure(runner, libraries, compilers):
             shutil.copy(file, bundle / file.name)
         (bundle / LOADER).chmod(0o755)

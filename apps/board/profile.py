@@ -20,6 +20,7 @@ from acmix.toolkit.errors import AcmixError, UsageError
 from acmix.toolkit.journal import journal_beside, result_of
 from acmix.toolkit.measure import INTERRUPTED
 from acmix.toolkit.remote import profile_on_device
+from acmix.toolkit.samples import Samples
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,12 @@ def profile(folders: Sequence[Path], names: str, flags: profiles.ProfileFlags, a
     """
     devices = _devices(names)
     opened = [open_artifact(folder) for folder in folders]
-    if flags.photos is not None:
-        raise UsageError("--photos is for this host: on a device one input of noise is repeated.\nLeave it out.")
+    photos = profiles.photos_for(opened, flags.photos)
     request = profiles.request_of(flags)
     _check_all_ready(devices)
     screen, outcomes = console(), []
     for device in devices:
-        outcome = _measured(device, opened, request, flags.threads)
+        outcome = _measured(device, opened, request, flags.threads, photos)
         outcomes.append(outcome)
         screen.print(f"\n{device.name}")
         if outcome.measurement is None:
@@ -100,14 +100,18 @@ def _check_all_ready(devices: Sequence[Device]) -> None:
 
 
 def _measured(
-    device: Device, opened: Sequence[Artifact], request: profiling.ProfileRequest, threads: int | None
+    device: Device,
+    opened: Sequence[Artifact],
+    request: profiling.ProfileRequest,
+    threads: int | None,
+    photos: Sequence[Samples],
 ) -> Outcome:
     """What fails is this device's own, a missing compiler or runtime too; the next may do better."""
     request = replace(request, threads=device.threads if threads is None else threads)
     beside = opened[0].folder.absolute().parent
     journal = journal_beside(beside)
     try:
-        measurement = _measure(device, opened, request, journal)
+        measurement = _measure(device, opened, request, journal, photos)
     except AcmixError as error:
         journal.unlink(missing_ok=True)
         return Outcome(device.name, error=str(error))
@@ -117,12 +121,16 @@ def _measured(
 
 
 def _measure(
-    device: Device, opened: Sequence[Artifact], request: profiling.ProfileRequest, journal: Path
+    device: Device,
+    opened: Sequence[Artifact],
+    request: profiling.ProfileRequest,
+    journal: Path,
+    photos: Sequence[Samples] = (),
 ) -> profiling.Measurement:
     with log_file(opened[0].folder, "profile") as log, console().status(device.name) as status:
         if device.name == HOST_NAME:
-            return profiling.profile(opened, request, log, status.update, journal)
+            return profiling.profile(opened, request, log, status.update, journal, photos)
         with connect(device) as transport:
             runners = choose_runners(transport, opened)
             pairs = list(zip(opened, runners, strict=True))
-            return profile_on_device(transport, pairs, request, status.update, journal)
+            return profile_on_device(transport, pairs, request, status.update, journal, photos)

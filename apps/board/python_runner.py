@@ -126,6 +126,8 @@ class Server:
         if verb == "run":
             return self.run(command["inputs"])
         if verb == "time":
+            if command.get("inputs"):
+                self.set_inputs(command["inputs"], verb)
             return {"latency_ns": [self.once() for _ in range(self.counted(int(command["count"])))]}
         raise ValueError(f"there is no {verb}; a runner can load, run and time")
 
@@ -137,10 +139,10 @@ class Server:
         self.model = KINDS[self.kind](self.module, file, threads)
         return {"load_ns": time.perf_counter_ns() - begin, "runtime": f"{self.name}, Python"}
 
-    def run(self, files: Sequence[str]) -> Dict[str, Any]:  # noqa: UP006
-        """One inference of files, and its outputs."""
+    def set_inputs(self, files: Sequence[str], verb: str) -> None:
+        """Read the inputs of the next inference."""
         if self.model is None:
-            raise ValueError("run came before load")
+            raise ValueError(f"{verb} came before load")
         if len(files) != len(self.model.details):
             raise ValueError(f"the file has {len(self.model.details)} inputs, {len(files)} were given")
         data = []
@@ -149,7 +151,12 @@ class Server:
                 data.append(file.read())
         self.model.set_inputs(data)
         self.has_inputs = True
+
+    def run(self, files: Sequence[str]) -> Dict[str, Any]:  # noqa: UP006
+        """One inference of files, and its outputs."""
+        self.set_inputs(files, "run")
         taken = self.once()
+        assert self.model is not None
         outputs = [base64.b64encode(each).decode() for each in self.model.get_outputs()]
         return {"latency_ns": [taken], "outputs": outputs}
 

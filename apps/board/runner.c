@@ -3,9 +3,10 @@
  *   {"do":"load","file":"...","threads":1}   -> {"load_ns":..,"runtime":"...",...}
  *   {"do":"run","inputs":["file",...]}       -> {"latency_ns":[..],"outputs":["base64",...],...}
  *   {"do":"time","count":8}                  -> {"latency_ns":[..],...}
+ *   {"do":"time","count":1,"inputs":[...]}   -> {"latency_ns":[..],...}
  *
  * Every answer has peak_memory_kb; {"error":"..."} in place of an answer leaves the runner able to go on.
- * Tensors are raw bytes, row-major, little-endian. `time` repeats the inputs of the last `run`.
+ * Tensors are raw bytes, row-major, little-endian. `time` without inputs repeats the last ones.
  */
 #include "runtime.h"
 
@@ -201,8 +202,8 @@ static const char *set_input(size_t place, const char *path) {
     return wrong;
 }
 
-static const char *run(const Command *command) {
-    if (!is_loaded) return "run came before load";
+static const char *set_inputs(const Command *command) {
+    if (!is_loaded) return sentence("%s came before load", command->verb);
     if (command->input_count != runtime_inputs())
         return sentence("the file has %zu inputs, %zu were given", runtime_inputs(), command->input_count);
     for (size_t i = 0; i < command->input_count; i++) {
@@ -210,8 +211,14 @@ static const char *run(const Command *command) {
         if (wrong) return wrong;
     }
     has_inputs = 1;
+    return NULL;
+}
+
+static const char *run(const Command *command) {
+    const char *wrong = set_inputs(command);
+    if (wrong) return wrong;
     int64_t begin = now_ns();
-    const char *wrong = runtime_run();
+    wrong = runtime_run();
     int64_t took = now_ns() - begin;
     const void *bytes[MOST_TENSORS];
     size_t sizes[MOST_TENSORS];
@@ -228,11 +235,12 @@ static const char *run(const Command *command) {
 }
 
 static const char *time_runs(const Command *command) {
+    const char *wrong = command->input_count ? set_inputs(command) : NULL;
+    if (wrong) return wrong;
     if (!has_inputs) return "time came before run";
     if (command->count < 1 || command->count > MOST_RUNS) return sentence("count is from 1 to %d", MOST_RUNS);
     int64_t *taken = (int64_t *)malloc(sizeof(int64_t) * (size_t)command->count);
     if (!taken) return "out of memory";
-    const char *wrong = NULL;
     for (long i = 0; !wrong && i < command->count; i++) {
         int64_t begin = now_ns();
         wrong = runtime_run();

@@ -1,7 +1,12 @@
 """One file against itself: does the interval of the ratio contain 1, interleaved and one after the other?
 
-python tests/benchmarks/interleaving.py [ARTIFACT] [--repetitions 20] [--json FILE]
-                                        [--preset normal | --runs 200 --seconds 2 --processes 5]
+python tests/benchmarks/interleaving.py [ARTIFACT] [--repetitions 20] [--json FILE] [--minutes 45]
+                                        [--preset normal | --runs 200 --seconds 2 --processes 5] [--stock 5]
+
+--stock: so many repetitions of the stock way, not as many as of ours; `normal` takes 2 to 3 minutes for each.
+With --json every repetition is saved as soon as it is there; the same command again goes on where it was stopped, and
+--minutes begins no repetition after so long. Leaves with 0 when at least 95 % of the interleaved intervals contain 1
+and each is narrower than +-2 %, with 1 otherwise, and with 3 when repetitions are still missing.
 
 Without an artifact, a network of about 1 ms is exported to TFLite first. Interleaved: `acmix profile A A`, the ratio
 and its interval as it prints them, over several restarts. Beside it the stock way: ten warm-up runs, all runs of one
@@ -19,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -82,9 +88,14 @@ def export(folder: Path) -> Artifact:
     return open_artifact(folder / "out" / "make_net-tflite-float32")
 
 
+Way = Callable[[Artifact, ProfileRequest, Path], Repetition]
+
+
 def interleaved(artifact: Artifact, request: ProfileRequest, log: Path) -> Repetition:
     """As acmix profile does it."""
     measurement = profile([artifact, artifact], request, log, lambda word: None)
+    if any(reason.leads_to == "incomplete" for reason in measurement.judgement.reasons):
+        raise KeyboardInterrupt
     ratio = ratios(measurement.timings)[1]
     if ratio is None:
         raise SystemExit("the measurement has no ratio")
@@ -139,8 +150,27 @@ def table(repetitions: list[Repetition]) -> Table:
     return made
 
 
-def main() -> None:
-    """Alternate the two ways, print the table, leave with 1 when interleaving misses its bar."""
+def saved(file: Path | None, setting: dict[str, object]) -> list[Repetition]:
+    """What an earlier call left; it must have measured in the same way."""
+    if file is None or not file.exists():
+        return []
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or content.get("setting") != setting:
+        raise SystemExit(f"{file} was measured in another way: {content.get('setting') if content else None}.")
+    return [Repetition(r["way"], Ratio(**r["ratio"]), r["median_ms"], r["verdict"]) for r in content["repetitions"]]
+
+
+def save(file: Path | None, setting: dict[str, object], repetitions: list[Repetition]) -> None:
+    """All that is known; the file is whole at any time."""
+    if file is not None:
+        partial = file.with_name(f".{file.name}.part")
+        content = {"setting": setting, "repetitions": [asdict(r) for r in repetitions]}
+        partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        partial.replace(file)
+
+
+def flags() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("artifact", type=Path, nargs="?")
     parser.add_argument("--repetitions", type=int, default=20)
@@ -148,31 +178,62 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--processes", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--stock", type=int)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    plan = Plan(arguments.runs, arguments.seconds, arguments.processes)
-    plan = PRESETS[arguments.preset] if arguments.preset else plan
-    request = ProfileRequest(1, plan.runs, plan.seconds, processes=plan.processes)
-    repetitions: list[Repetition] = []
-    begin = time.perf_counter()
+    arguments.stock = arguments.repetitions if arguments.stock is None else min(arguments.stock, arguments.repetitions)
+    return arguments
+
+
+def next_way(repetitions: list[Repetition], arguments: argparse.Namespace) -> Way | None:
+    """Ours and the stock way in turn, until there are enough of both."""
+    ours = sum(r.way == "interleaved" for r in repetitions)
+    stock = len(repetitions) - ours
+    if stock < min(ours, arguments.stock):
+        return one_after_another
+    return interleaved if ours < arguments.repetitions else None
+
+
+def repeat(arguments: argparse.Namespace, request: ProfileRequest, setting: dict[str, object]) -> list[Repetition]:
+    """Alternate the two ways until there are enough, the time is over or somebody stops it."""
+    repetitions = saved(arguments.json, setting)
+    begin = time.monotonic()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         artifact = open_artifact(arguments.artifact) if arguments.artifact else export(folder)
-        for number in range(arguments.repetitions):
-            for way in (interleaved, one_after_another):
-                repetitions.append(way(artifact, request, folder / "log"))
-                last = repetitions[-1]
-                print(
-                    f"{number + 1:3d} {last.way:18s} {last.median_ms:.3f} ms  {written(last.ratio)}  {last.verdict}",
-                    flush=True,
-                )
+        try:
+            while (way := next_way(repetitions, arguments)) and time.monotonic() - begin < 60 * arguments.minutes:
+                last = way(artifact, request, folder / "log")
+                repetitions.append(last)
+                save(arguments.json, setting, repetitions)
+                number = sum(r.way == last.way for r in repetitions)
+                print(f"{number:3d} {last.way:18s} {last.median_ms:.3f} ms  {written(last.ratio)}  {last.verdict}",
+                      flush=True)  # fmt: skip
+        except KeyboardInterrupt:
+            print("stopped; the same command with the same --json goes on", flush=True)
+    return repetitions
+
+
+def main() -> None:
+    """Repeat, print the table, and leave with what it means."""
+    arguments = flags()
+    plan = Plan(arguments.runs, arguments.seconds, arguments.processes)
+    plan = PRESETS[arguments.preset] if arguments.preset else plan
+    request = ProfileRequest(1, plan.runs, plan.seconds, processes=plan.processes)
+    setting: dict[str, object] = {"artifact": str(arguments.artifact), **asdict(request)}
+    begin = time.perf_counter()
+    repetitions = repeat(arguments, request, setting)
+    ours = [r for r in repetitions if r.way == "interleaved"]
+    if not ours:
+        raise SystemExit("nothing was measured")
     Console(width=120).print(table(repetitions))
     length = f"{request.runs} runs and {request.seconds} s at least, {request.processes} processes"
-    print(f"{length}; {time.perf_counter() - begin:.0f} s in all")
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(r) for r in repetitions]), encoding="utf-8")
-    ours = [r for r in repetitions if r.way == "interleaved"]
+    print(f"{length}; {time.perf_counter() - begin:.0f} s in this call")
     right, narrow = sum(r.contains_one for r in ours), all(r.half_width < NARROW for r in ours)
+    print(f"{right} of {len(ours)} intervals contain 1; the widest is +-{100 * max(r.half_width for r in ours):.2f} %")
+    if next_way(repetitions, arguments):
+        sys.exit(3)
     sys.exit(0 if right >= 0.95 * len(ours) and narrow else 1)
 
 

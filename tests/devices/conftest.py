@@ -301,3 +301,50 @@ def private_adb_server(tmp_path: Path) -> Iterator[None]:
     """The real adb client with a server of its own, in this machine's network."""
     with private_adb(tmp_path):
         yield
+
+
+@pytest.fixture
+def arm64_runtimes(arm64_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The cache in which install.sh has put the runtimes of the runners; no device of the developer's own."""
+    cache = arm64_root.parent / "xdg"
+    if not list((cache / "acmix" / "wheels").glob("*aarch64.whl")):
+        lacking("the arm64 runtimes are not here")
+    if shutil.which("aarch64-linux-gnu-g++") is None:
+        lacking("there is no cross compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return cache
+
+
+MACHINE = CACHE / "machine"
+BOOT_S = 120.0
+
+
+def greets(port: int) -> bool:
+    """Whether an sshd says who it is; a forwarded port accepts before there is one behind it."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 2) as connection:
+        connection.settimeout(2)
+        return connection.recv(4) == b"SSH-"
+    return False
+
+
+@pytest.fixture(scope="session")
+def machine(ssh_home: SshHome, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Neighbour]:
+    """A whole arm64 machine, kernel and all, booted under qemu-system; or a skip."""
+    if shutil.which("qemu-system-aarch64") is None or shutil.which("cpio") is None:
+        lacking("there is no qemu-system-aarch64 or no cpio")
+    if not (MACHINE / "root.cpio").exists():
+        lacking("there is no machine to boot")
+    folder = tmp_path_factory.mktemp("machine")
+    port, log = free_port(), folder / "boot.log"
+    command = [str(HERE / "machine_boot.sh"), str(MACHINE), str(port), str(ssh_home.folder), str(folder)]
+    with running(command, log) as process:
+        deadline = time.monotonic() + BOOT_S
+        while not greets(port):
+            if time.monotonic() > deadline or process.poll() is not None:
+                pytest.fail(f"the machine did not boot:\n{log.read_text(errors='replace')[-2000:]}")
+            time.sleep(0.5)
+        ssh_home.add_host("machine", port, "root")
+        yield Neighbour(process, Device("machine", "ssh", "machine", description="booted machine"))
+    # Its memory image is large, and pytest keeps folders.
+    (folder / "initrd.cpio").unlink()

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the virtual phone and the virtual board need: Debian packages, qemu-user with its binfmt entry,
-# one arm64 root folder that serves as both, the cross compiler and the arm64 runtimes of our runners.
+# one arm64 root folder that serves as both, a machine to boot, the cross compiler and the arm64 runtimes of our runners.
 # Root on Debian bookworm, with acmix in .venv (or PYTHON=...); about three minutes; safe to run again.
 #   tests/devices/install.sh            everything
 # The root folder goes to $ACMIX_TEST_CACHE, or ~/.cache/acmix-tests.
@@ -17,7 +17,8 @@ echo "packages"
 # The mirror that this machine uses already, with one more suite: qemu-user 7.2 of bookworm crashes in LiteRT.
 stanza | sed 's/^Suites:.*/Suites: bookworm-backports/' >"$sources/acmix-backports.sources"
 apt-get update -qq
-apt_install binfmt-support mmdebstrap openssh-client openssh-server iproute2 util-linux g++-aarch64-linux-gnu
+apt_install binfmt-support mmdebstrap openssh-client openssh-server iproute2 util-linux g++-aarch64-linux-gnu \
+  qemu-system-arm cpio
 apt_install -t bookworm-backports qemu-user qemu-user-static qemu-user-binfmt
 
 echo "binfmt"
@@ -56,6 +57,13 @@ make_root() {
 }
 
 if [ -e "$root/.finished" ]; then echo "arm64 root: $root (kept)"; else make_root; fi
+
+if [ -e "$cache/machine/root.cpio" ]; then
+  echo "machine: $cache/machine (kept)"
+else
+  echo "machine: $cache/machine"
+  bash "$(dirname "$0")/machine_make.sh" "$root" "$cache/machine"
+fi
 
 echo "arm64 runtimes"
 # Where acmix itself looks for them when XDG_CACHE_HOME is $cache/xdg, and by its own download.

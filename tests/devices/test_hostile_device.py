@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from acmix.apps.cli import app
+from acmix.apps.selftest.record import read
 from acmix.toolkit.device import Transport
 from acmix.toolkit.devices import _registry, connect
 from acmix.toolkit.devices._checks import examine
@@ -175,3 +176,20 @@ def test_every_error_of_a_hostile_device_is_one_that_we_explain(hostile: Hostile
                 act()
             except AcmixError as error:
                 assert_harmless(str(error))
+
+
+@pytest.mark.parametrize("mood", ["garbage", "escapes", "wrong_digests", "pid_long"])
+def test_a_selftest_of_it_fails_in_safe_words_and_is_written_down(
+    hostile: Hostile, mood: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile.will(mood)
+    monkeypatch.setattr(_registry, "folders", lambda: (tmp_path, tmp_path))
+    _registry.write(hostile.transport.device, tmp_path, overwrite=False)
+    out = tmp_path / "facts.json"
+    answer = CliRunner().invoke(app, ["selftest", "--device", "hostile", "--out", str(out)])
+    assert answer.exit_code == 1, answer.exception
+    records = read(out).records
+    assert any(record.outcome == "failed" and record.reason for record in records)
+    for one in records:
+        assert_harmless(one.reason)
+    assert all(c.isprintable() or c == "\n" for c in answer.stderr + out.read_text("utf-8"))

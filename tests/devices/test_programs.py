@@ -63,3 +63,16 @@ def test_a_device_that_is_away_fails_doctor_and_not_list(private_adb_server: Non
     code, answer, _ = call("doctor", "gone")
     assert code == 1
     assert [check["fine"] for check in answer["devices"][0]["checks"]] == [True, False]
+
+
+def test_clean_removes_what_a_power_cut_left(laptop: Any, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    (work / "acmix-work" / "0123456789abcdef" / "models").mkdir(parents=True)
+    (work / "mine").write_text("stays")
+    address = laptop.device.address
+    call("add", "board_1", "--transport", "ssh", "--address", address, "--work-folder", str(work), "--project")
+    code, answer, _ = call("clean", "board_1")
+    assert (code, answer["devices"]) == (0, [{"name": "board_1", "removed": 1}])
+    assert [file.name for file in work.iterdir()] == ["mine"]
+    done = CliRunner().invoke(app, ["devices", "clean", "host"])
+    assert "nothing of acmix stays there" in str(done.exception)

@@ -14,8 +14,8 @@ __all__ = ["connect", "load_device"]
 def connect(device: Device) -> AbstractContextManager[Transport]:
     """The device's transport; nothing of a connection stays when the context closes.
 
-    Connecting asks nothing of the device yet: state() tells whether it is there. The work folder stays, so that
-    the next push is short, until remove_work_folder().
+    Connecting asks nothing of the device yet: state() tells whether it is there. The work folder is the connection's
+    own: a second push of the same file is short, and it goes with remove_work_folder() or with the connection.
     """
     check_device(device)
     opened: AbstractContextManager[Transport] = importlib.import_module(

@@ -75,6 +75,16 @@ class ProcessLines:
             self._wait(min(deadline, time.monotonic() + 0.1), to_write=False)
             self.stdout.clear()
 
+    def wait(self, timeout_s: float) -> int | None:
+        """The exit code of a command that ends by itself; None when it does not in time, or the connection breaks."""
+        deadline = time.monotonic() + timeout_s
+        while self.exit_code is None and time.monotonic() < deadline:
+            if self.process.poll() is not None and not self.stdout_open and self.stderr_fd is None:
+                break
+            self._wait(deadline, to_write=False)
+            self.stdout.clear()
+        return self.exit_code
+
     @property
     def exit_code(self) -> int | None:
         """Of the command; None while it runs, or when the connection broke before it ended."""

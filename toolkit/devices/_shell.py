@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,14 +12,17 @@ from typing import IO, Protocol
 from acmix.toolkit.device import OUTPUT_LIMIT_BYTES, Completed, Device, DeviceState, LineStream, printable
 from acmix.toolkit.devices import _process, _transfer
 from acmix.toolkit.devices._framing import AfterMark, frame, payload, quote, unframe
+from acmix.toolkit.devices._keeper import Keeper
 from acmix.toolkit.devices._lines import ProcessLines
 from acmix.toolkit.errors import GateError
 
 TEXT_LIMIT_BYTES = 1 << 18
 TEXT_TIMEOUT_S = 15.0
 KILL_TIMEOUT_S = 5.0
+REMOVE_TIMEOUT_S = 60.0
+CLOSE_TIMEOUT_S = 10.0
 FOLDER = "acmix-work"
-"""Made inside the device's work_folder: only this is ever removed, never a folder that a user named."""
+"""Made inside the device's work_folder: only what is in it is ever removed, never a folder that a user named."""
 
 
 class Link(Protocol):
@@ -39,7 +43,7 @@ class ShellTransport:
 
     def __init__(self, device: Device, link: Link) -> None:
         self._device, self.link = device, link
-        self._folder: str | None = None
+        self._keeper: Keeper | None = None
 
     @property
     def device(self) -> Device:
@@ -112,25 +116,52 @@ class ShellTransport:
         return done.stdout.decode("utf-8", "replace").rstrip("\n\0") if done.code == 0 else None
 
     def work_folder(self) -> str:
-        """The absolute path on the device, made when it is first needed."""
-        if self._folder is None:
-            place = quote([f"{self.device.work_folder or self.link.default_folder}/{FOLDER}"])
-            done = self.execute(f"umask 077 && mkdir -p {place} && cd {place} && pwd -P", timeout_s=TEXT_TIMEOUT_S)
-            path = done.stdout.decode("utf-8", "replace").removesuffix("\n")
-            if done.code != 0:
-                raise GateError(f"{self.device.name}: no work folder at {place}: {printable(done.stderr)}")
-            if not path.startswith("/") or not path.endswith(f"/{FOLDER}") or not path.isprintable():
-                raise GateError(f"{self.device.name}: its shell says that the work folder is {printable(path)!r}")
-            self._folder = path
-        return self._folder
+        """The absolute path on the device, made when it is first needed: one of this connection's own.
+
+        Held by a shell there, which removes it when the connection closes or this process dies.
+        """
+        if self._keeper is None:
+            folder = f"{self._place()}/{FOLDER}/{secrets.token_hex(8)}"
+            self._keeper = Keeper(self.device.name, self.link.argv, folder)
+        self._keeper.hold()
+        return self._keeper.folder
 
     def remove_work_folder(self) -> None:
-        """Remove what was pushed; the folder that the user named stays."""
-        place = quote([f"{self.device.work_folder or self.link.default_folder}/{FOLDER}"])
-        done = self.execute(f"rm -rf {place}", timeout_s=60.0)
-        self._folder = None
+        """Remove what was pushed; the folder that the user named stays, and so do those of other connections."""
+        keeper, self._keeper = self._keeper, None
+        if keeper is None or keeper.release(REMOVE_TIMEOUT_S):
+            return
+        self._remove(keeper.folder)
+
+    def remove_every_work_folder(self) -> int:
+        """Remove what acmix left there, the folders of other connections too; how many there were."""
+        self.remove_work_folder()
+        place = f"{self._place()}/{FOLDER}"
+        done = self.execute(f"ls {quote([place])} 2>/dev/null", timeout_s=TEXT_TIMEOUT_S)
+        self._remove(place)
+        return len(done.stdout.split())
+
+    def close(self) -> None:
+        """End the work folder; a device that is gone removes it by itself."""
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.release(CLOSE_TIMEOUT_S)
+
+    def _remove(self, folder: str) -> None:
+        done = self.execute(f"rm -rf {quote([folder])}", timeout_s=REMOVE_TIMEOUT_S)
         if done.code != 0:
-            raise GateError(f"{self.device.name}: the work folder {place} stays: {printable(done.stderr)}")
+            raise GateError(f"{self.device.name}: the work folder {folder} stays: {printable(done.stderr)}")
+
+    def _place(self) -> str:
+        """The absolute path of the folder in which acmix makes its own; that one is the user's, and stays."""
+        place = quote([self.device.work_folder or self.link.default_folder])
+        done = self.execute(f"umask 077 && mkdir -p {place} && cd {place} && pwd -P", timeout_s=TEXT_TIMEOUT_S)
+        path = done.stdout.decode("utf-8", "replace").removesuffix("\n")
+        if done.code != 0:
+            raise GateError(f"{self.device.name}: no work folder at {place}: {printable(done.stderr)}")
+        if not path.startswith("/") or not path.isprintable():
+            raise GateError(f"{self.device.name}: its shell says that the work folder is {printable(path)!r}")
+        return path.rstrip("/")
 
     def _kill(self, pid: int | None) -> None:
         """End a process group on the device; a device that cannot be reached any more keeps it."""

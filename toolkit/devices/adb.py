@@ -143,4 +143,5 @@ class AdbLink:
 @contextlib.contextmanager
 def connect(device: Device) -> Iterator[ShellTransport]:
     """The adb server belongs to the user and stays."""
-    yield ShellTransport(device, AdbLink(device.address))
+    with contextlib.closing(ShellTransport(device, AdbLink(device.address))) as transport:
+        yield transport

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from acmix.toolkit.device import Completed, Device, DeviceState, LineStream
 from acmix.toolkit.devices import _process, _transfer
 from acmix.toolkit.devices._framing import quote
+from acmix.toolkit.devices._guard import guarded_folder
 from acmix.toolkit.devices._lines import ProcessLines
 from acmix.toolkit.devices._shell import FOLDER, TEXT_LIMIT_BYTES
 from acmix.toolkit.errors import GateError, UsageError
@@ -26,6 +26,7 @@ class LocalTransport:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._folder: Path | None = None
+        self._held = contextlib.ExitStack()
 
     @property
     def device(self) -> Device:
@@ -97,17 +98,16 @@ class LocalTransport:
 
     def remove_work_folder(self) -> None:
         """See Transport."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        self._held.close()
+        self._folder = None
 
     def _work_folder(self) -> Path:
         if self._folder is None:
-            if self.device.work_folder:
-                Path(self.device.work_folder).mkdir(parents=True, exist_ok=True)
-            place = self.device.work_folder or None
+            place = Path(self.device.work_folder) if self.device.work_folder else None
+            if place is not None:
+                place.mkdir(parents=True, exist_ok=True)
             # Several measurements may run here at once: each has a folder of its own.
-            self._folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}-", dir=place)).resolve()
+            self._folder = self._held.enter_context(guarded_folder(f"{FOLDER}-", place))
         return self._folder
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from acmix.toolkit.device import Availability, Device, DeviceState, printable
 from acmix.toolkit.devices import _process
+from acmix.toolkit.devices._guard import guarded_folder
 from acmix.toolkit.devices._shell import ShellTransport
 from acmix.toolkit.errors import GateError, UsageError
 
@@ -121,14 +122,7 @@ class SshLink:
             return DeviceState("ready", resolved(self.address))
         return classify(done.stderr, self.address)
 
-    def close(self) -> None:
-        """End the master connection."""
-        if self.socket.exists():
-            with contextlib.suppress(GateError):
-                _process.call([*self._ssh(), "-O", "exit", "--", self.address], timeout_s=5.0)
-
     def _open(self) -> None:
-        # ControlPersist ends it by itself, should we be killed.
         command = [*self._ssh(), "-o", "ControlMaster=yes", "-o", "ControlPersist=30", "-f", "-N", "--", self.address]
         done = _process.call(command, timeout_s=MASTER_TIMEOUT_S)
         if done.code != 0:
@@ -136,8 +130,12 @@ class SshLink:
             raise GateError(f"{self.address} is {state.availability}: {state.detail}\n{state.cure}")
 
     def _ssh(self) -> list[str]:
-        options = [word for key, value in OPTIONS.items() for word in ("-o", f"{key}={value}")]
-        return [program(), "-T", *options, "-o", f"ControlPath={self.socket}"]
+        return _options(self.socket)
+
+
+def _options(socket: Path | str) -> list[str]:
+    options = [word for key, value in OPTIONS.items() for word in ("-o", f"{key}={value}")]
+    return [program(), "-T", *options, "-o", f"ControlPath={socket}"]
 
 
 def _quoted(script: str) -> str:
@@ -146,12 +144,12 @@ def _quoted(script: str) -> str:
 
 @contextlib.contextmanager
 def connect(device: Device) -> Iterator[ShellTransport]:
-    """A private folder holds the socket of the master connection."""
-    place = tempfile.gettempdir()
-    place = place if len(place) < LONGEST_FOLDER else "/tmp"
-    with tempfile.TemporaryDirectory(prefix="acmix-", dir=place) as folder:
-        link = SshLink(device.address, Path(folder))
-        try:
-            yield ShellTransport(device, link)
-        finally:
-            link.close()
+    """A private folder holds the socket of the master connection; both go when we do, however we end."""
+    place = Path(tempfile.gettempdir())
+    place = place if len(str(place)) < LONGEST_FOLDER else Path("/tmp")
+    farewell = [*_options("{folder}/mux"), "-O", "exit", "--", device.address] if shutil.which("ssh") else []
+    with (
+        guarded_folder("acmix-", place, farewell) as folder,
+        contextlib.closing(ShellTransport(device, SshLink(device.address, folder))) as transport,
+    ):
+        yield transport

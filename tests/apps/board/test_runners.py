@@ -117,6 +117,17 @@ def test_the_onnx_runner_gives_the_bytes_of_the_session(exported: Exported, tmp_
         check_against_session(runner, exported("float32")["onnx"], tmp_path)
 
 
+def test_a_timed_run_takes_inputs_and_sends_no_outputs_back(
+    tflite_runner: Runner, exported: Exported, tmp_path: Path
+) -> None:
+    artifact = exported("float32")["tflite"]
+    _, files = inputs_of(artifact, tmp_path)
+    tflite_runner.ask(do="load", file=str(artifact.model_file))
+    answer = tflite_runner.ask(do="time", count=1, inputs=files)
+    assert set(answer) == {"latency_ns", "peak_memory_kb"} and len(answer["latency_ns"]) == 1
+    assert len(tflite_runner.ask(do="time", count=2)["latency_ns"]) == 2
+
+
 def test_every_mistake_is_an_answer_and_the_runner_goes_on(
     tflite_runner: Runner, exported: Exported, tmp_path: Path
 ) -> None:
@@ -125,6 +136,7 @@ def test_every_mistake_is_an_answer_and_the_runner_goes_on(
     (tmp_path / "short").write_bytes(b"1234")
     assert "came before load" in tflite_runner.ask(do="run", inputs=files)["error"]
     assert "came before run" in tflite_runner.ask(do="time", count=1)["error"]
+    assert "time came before load" in tflite_runner.ask(do="time", count=1, inputs=files)["error"]
     assert tflite_runner.ask(do="load", file=str(tmp_path / "missing.tflite"))["error"]
     assert "latency_ns" not in tflite_runner.ask(do="load", file=str(artifact.model_file))
     assert "loaded already" in tflite_runner.ask(do="load", file=str(artifact.model_file))["error"]
@@ -135,6 +147,8 @@ def test_every_mistake_is_an_answer_and_the_runner_goes_on(
     assert "latency_ns" in tflite_runner.ask(do="run", inputs=files)
     assert "count is from 1" in tflite_runner.ask(do="time", count=0)["error"]
     assert "latency_ns" in tflite_runner.ask(do="time", count=1)
+    assert "were given" in tflite_runner.ask(do="time", count=1, inputs=[str(tmp_path / "short")])["error"]
+    assert tflite_runner.ask(do="time", count=1, inputs=[str(tmp_path / "no such file")])["error"]
     tflite_runner.stdin.close()
     assert tflite_runner.process.wait(10) == 0
 

@@ -1,0 +1,90 @@
+"""A work folder on a device, held by a shell there: it removes the folder when this program ends, however it ends.
+
+The shell's input is a pipe of ours. SIGKILL closes that too, and so does a cable that is pulled. Which of the two it
+was cannot be told there, so the folder waits a few seconds for us to come back: a push that was cut can go on then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import subprocess
+from collections.abc import Callable
+
+from acmix.toolkit.device import printable
+from acmix.toolkit.devices import _process
+from acmix.toolkit.devices._framing import frame, quote, unframe
+from acmix.toolkit.devices._lines import ProcessLines
+from acmix.toolkit.errors import GateError
+
+GRACE_S = 3
+START_TIMEOUT_S = 15.0
+HELD = b"held\n"
+BYE = b"bye\n"
+# The folder above is shared with other runs on the same device: only an empty one is removed, and one may vanish
+# while we make ours in it.
+SCRIPT = """
+umask 077
+d={folder}
+mkdir -p "$d" 2>/dev/null || {{ sleep 1; mkdir -p "$d"; }} || exit 1
+echo {token} >"$d/.keeper" && echo held || exit 1
+trap '' HUP INT TERM PIPE
+word=
+read -r word
+[ "$word" = bye ] || sleep {grace_s}
+[ "$(cat "$d/.keeper" 2>/dev/null)" = {token} ] || exit 0
+for pause in 0 1 1 2 4; do
+    sleep $pause
+    rm -rf "$d"
+    [ -e "$d" ] || break
+done
+rmdir "${{d%/*}}" 2>/dev/null
+[ ! -e "$d" ]
+"""
+
+
+class Keeper:
+    """One folder and the shell that holds it. folder: an absolute path on the device."""
+
+    def __init__(self, device: str, argv: Callable[[str], list[str]], folder: str) -> None:
+        self.device, self.argv, self.folder = device, argv, folder
+        self._lines: ProcessLines | None = None
+
+    def hold(self) -> None:
+        """Make the folder, or take it over from a shell whose connection broke; GateError when it cannot be made."""
+        if self._lines is not None:
+            if self._lines.process.poll() is None:
+                return
+            _process.end(self._lines.process)
+        token = secrets.token_hex(8)
+        made = frame(SCRIPT.format(folder=quote([self.folder]), token=token, grace_s=GRACE_S))
+        process = _process.start(self.argv(made.script), stdin=subprocess.PIPE)
+        self._lines = ProcessLines(self.device, process, made)
+        try:
+            said = self._lines.readline(START_TIMEOUT_S, 100)
+        except GateError as error:
+            words = printable(unframe(made, bytes(self._lines.stderr)).stderr[-400:])
+            self._end()
+            raise GateError(f"{self.device}: no work folder at {self.folder}: {words or 'no answer'}") from error
+        if said != HELD:
+            self._end()
+            raise GateError(f"{self.device}: no work folder at {self.folder}: its shell says {printable(said, 60)!r}")
+
+    def release(self, timeout_s: float) -> bool:
+        """Have the folder removed; whether the shell there says in time that it is gone."""
+        lines = self._lines
+        if lines is None:
+            return True
+        try:
+            lines.write(BYE)
+            return lines.wait(timeout_s) == 0
+        except GateError:
+            return False
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        if self._lines is not None:
+            with contextlib.suppress(OSError):
+                _process.end(self._lines.process)
+            self._lines = None
