@@ -19,6 +19,7 @@ from acmix.toolkit.artifact import Artifact, open_artifact
 from acmix.toolkit.device import printable
 from acmix.toolkit.errors import UsageError, did_you_mean
 from acmix.toolkit.journal import journal_beside, result_of
+from acmix.toolkit.measure import Plan
 from acmix.toolkit.measurement import ratios
 from acmix.toolkit.ratio import Ratio
 
@@ -43,13 +44,19 @@ class ProfileFlags:
     photos: Path | None
 
 
-def request_of(flags: ProfileFlags) -> profiling.ProfileRequest:
-    """How to measure. Raises UsageError for an unknown preset."""
-    plan = next((plan for name, plan in profiling.PRESETS.items() if name == flags.preset), None)
+def plan_of(preset: str) -> Plan:
+    """The lengths of a preset. Raises UsageError for an unknown one."""
+    plan = next((plan for name, plan in profiling.PRESETS.items() if name == preset), None)
     if plan is None:
         known = ", ".join(f"{n} ({p.runs} runs, {p.seconds:.0f} s)" for n, p in profiling.PRESETS.items())
-        meant = did_you_mean(flags.preset, profiling.PRESETS)
-        raise UsageError(f"there is no preset {flags.preset!r}.{meant}\nacmix profile has {known}.")
+        meant = did_you_mean(preset, profiling.PRESETS)
+        raise UsageError(f"there is no preset {preset!r}.{meant}\nacmix profile has {known}.")
+    return plan
+
+
+def request_of(flags: ProfileFlags) -> profiling.ProfileRequest:
+    """How to measure. Raises UsageError for an unknown preset."""
+    plan = plan_of(flags.preset)
     runs = plan.runs if flags.runs is None else flags.runs
     seconds = plan.seconds if flags.seconds is None else flags.seconds
     threads = 1 if flags.threads is None else flags.threads

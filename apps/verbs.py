@@ -14,6 +14,7 @@ from acmix.toolkit.errors import UsageError, did_you_mean
 
 Folder = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A folder that acmix-export wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+OwnNetwork = Annotated[str | None, typer.Option("--model", help="Where your own network comes from: file.py:make.")]
 
 DEFAULT_PRESET = "rapid"
 DEFAULT_WAIT_S = 10.0
@@ -152,9 +153,7 @@ def inspect(
 def evaluate(
     artifact: Folder,
     data: Annotated[Path, typer.Option("--data", help="Photos with labels.csv (file,label) or a folder a class.")],
-    model: Annotated[
-        str | None, typer.Option("--model", help="Where the network comes from, when it is your own: file.py:make.")
-    ] = None,
+    model: OwnNetwork = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many photos, spread evenly.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -233,12 +232,13 @@ def profile(
         typer.Option("--wait", min=0.0, max=3600.0, help="Seconds to wait for a cool, idle machine (10); 0: do not."),
     ] = None,
     photos: Annotated[Path | None, typer.Option("--photos", help="Each run takes the next photo of a folder.")] = None,
-    show: Annotated[
-        Path | None, typer.Option("--show", help="Measure nothing: show a saved file or a journal.")
-    ] = None,
+    show: Annotated[Path | None, typer.Option("--show", help="Only show a saved file or a journal.")] = None,
     device: Annotated[
         str | None, typer.Option("--device", metavar="NAME[,NAME]", help="Where: names of `acmix devices list`.")
     ] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Where the time goes, module by module.")] = False,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE.png", help="A picture, with --layers.")] = None,
+    model: OwnNetwork = None,
     as_json: Json = False,
 ) -> None:
     """Latency on this host or on devices, with a verdict on whether to believe it; raw samples kept."""
@@ -251,6 +251,13 @@ def profile(
             "acmix profile measures artifacts, or shows one measurement.\n"
             "Write `acmix profile build/lsnet_t-tflite-float32`, or `acmix profile --show profile-....json`."
         )
+    if layers or plot is not None or model is not None:
+        from acmix.apps import layers as by_layer
+
+        others = {"--seconds": seconds, "--wait": wait, "--photos": photos, "--device": device}
+        by_layer.refuse(artifacts, others, layers)
+        count = profiles.plan_of(preset or DEFAULT_PRESET).runs if runs is None else runs
+        return by_layer.show(artifacts, count, 1 if threads is None else threads, model, plot, as_json)
     if any(_is_adaptive(folder) for folder in artifacts):
         from acmix.apps import adaptive, adaptive_flags
 
@@ -270,9 +277,7 @@ def compare(
     a: Folder,
     b: Annotated[Path | None, typer.Argument(metavar="[ARTIFACT]", help="The other side; without it: eager.")] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Find the first module where the two part.")] = False,
-    model: Annotated[
-        str | None, typer.Option("--model", help="Where the network comes from, when it is your own: file.py:make.")
-    ] = None,
+    model: OwnNetwork = None,
     photos: Annotated[Path | None, typer.Option("--photos", help="Compare the outputs on these photos too.")] = None,
     as_json: Json = False,
 ) -> None:

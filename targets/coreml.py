@@ -15,6 +15,7 @@ from acmix.targets.formats import coreml_package, coreml_placement
 from acmix.targets.formats.coreml_converter import coremltools, quiet
 from acmix.targets.formats.metadata import description, metadata
 from acmix.toolkit.errors import UsageError
+from acmix.toolkit.kernels import Profiled
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.spec import Preprocess, TensorSpec
 from acmix.toolkit.target import Array, Lowered, LoweringJob, Placement, Runner, Tap, Target
@@ -114,6 +115,17 @@ class CoreMLTarget:
     @contextlib.contextmanager
     def runner(self, file: Path, threads: int) -> Iterator[Runner]:
         """Predict on the CPU, whose results do not depend on the Mac; Core ML chooses its own threads."""
+        _, run, _ = self._loaded(file)
+        yield run
+
+    @contextlib.contextmanager
+    def profiler(self, file: Path, threads: int) -> Iterator[Profiled]:
+        from acmix.targets.formats.coreml_times import PlannedModel
+
+        yield PlannedModel(*self._loaded(file))
+
+    def _loaded(self, file: Path) -> tuple[Any, Runner, list[str]]:
+        """The model on the CPU, its runner, and the names of its outputs."""
         if reason := self.cannot_run_here(None):
             raise UsageError(f"{reason}. Run `acmix verify` on a Mac, or export to another target.")
         ct = coremltools()
@@ -129,7 +141,7 @@ class CoreMLTarget:
             results = model.predict(feed)
             return [np.asarray(results[feature.name]) for feature in described.output]
 
-        yield run
+        return model, run, [feature.name for feature in described.output]
 
     @contextlib.contextmanager
     def reference(self, file: Path) -> Iterator[Runner]:

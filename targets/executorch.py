@@ -8,18 +8,18 @@ import importlib.util
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
+from acmix.targets.formats import executorch_runtime
 from acmix.targets.formats.metadata import description, metadata
 from acmix.toolkit.errors import UsageError
+from acmix.toolkit.kernels import Profiled
 from acmix.toolkit.recipe import Recipe
-from acmix.toolkit.target import Array, Lowered, LoweringJob, Placement, Runner, Tap, Target
+from acmix.toolkit.target import Lowered, LoweringJob, Placement, Runner, Tap, Target
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -41,8 +41,6 @@ FLOAT16_DELEGATE_NOTES = {
 PRECISIONS = frozenset({("float32", "float32"), ("float16", "float16"), ("int8", "int8")})
 """Of weights and activations."""
 NONDETERMINISM = {"coreml": "ExecuTorch gives each Core ML model inside the file a random identifier"}
-_open_runners: list[Path] = []
-"""Files whose runner is open: they share one thread pool, which must not be replaced under them."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class ExecuTorch:
             from executorch.backends.xnnpack.partition import xnnpack_partitioner  # noqa: F401
 
     def preload_runtime(self) -> None:
-        _runtime()
+        executorch_runtime.modules()
 
     def lower(self, program: ExportedProgram, job: LoweringJob, file: Path) -> Lowered:
         from acmix.targets.formats import executorch_placement as placement
@@ -137,27 +135,15 @@ class ExecuTorch:
     @contextlib.contextmanager
     def runner(self, file: Path, threads: int) -> Iterator[Runner]:
         """The XNNPACK delegate and the portable kernels share one pool of `threads` in the whole process."""
-        torch, runtime = _runtime()
-        _size_thread_pool(runtime, file, threads)
-        try:
-            program = runtime._load_program(str(file), program_verification=runtime.Verification.InternalConsistency)
-            method = program.load_method("forward")
-        except RuntimeError as error:
-            raise UsageError(
-                f"ExecuTorch cannot load {file.name}: {error}. A whole .pte file, with a delegate that this "
-                "runtime has, would load; export it again."
-            ) from error
+        with executorch_runtime.opened(file, threads) as runtime:
+            yield executorch_runtime.load(runtime, file)
 
-        def run(arrays: Sequence[Array]) -> list[Array]:
-            inputs = [torch.from_numpy(np.require(array, requirements=["C", "W"])) for array in arrays]
-            outputs = method(inputs, clone_outputs=False)
-            return [np.array(output.numpy(), order="C") for output in outputs]
+    @contextlib.contextmanager
+    def profiler(self, file: Path, threads: int) -> Iterator[Profiled]:
+        from acmix.targets.formats.executorch_times import ProfiledProgram
 
-        _open_runners.append(file)
-        try:
-            yield run
-        finally:
-            _open_runners.remove(file)
+        with executorch_runtime.opened(file, threads) as runtime:
+            yield ProfiledProgram(runtime, file)
 
     def placement(self, file: Path) -> Placement:
         from acmix.targets.formats.executorch_placement import file_placement
@@ -252,26 +238,6 @@ def _partitioner(delegate: str, is_float16: bool) -> Any:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
     return XnnpackPartitioner()
-
-
-def _runtime() -> tuple[Any, Any]:
-    # executorch.runtime imports the converter first (3 s); the extension below it needs torch's libraries only.
-    import torch
-    from executorch.extension.pybindings import _C
-
-    return torch, _C
-
-
-def _size_thread_pool(runtime: Any, file: Path, threads: int) -> None:
-    if runtime._threadpool_get_thread_count() == threads:
-        return
-    if _open_runners:
-        raise UsageError(
-            f"{file.name} cannot run with {threads} threads while {_open_runners[0].name} runs with "
-            f"{runtime._threadpool_get_thread_count()}: one thread pool serves the process. Use as many threads, "
-            "or close the other runner first."
-        )
-    runtime._unsafe_reset_threadpool(threads)
 
 
 @contextlib.contextmanager

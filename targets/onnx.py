@@ -18,6 +18,7 @@ from acmix.targets.formats import onnx_graph
 from acmix.targets.formats.metadata import description, metadata
 from acmix.toolkit import float16
 from acmix.toolkit.errors import GateError, UsageError
+from acmix.toolkit.kernels import Profiled
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.target import Array, Lowered, LoweringJob, Operator, Placement, Runner, Tap, Target
 
@@ -109,6 +110,15 @@ class OnnxTarget:
             return result
 
         yield run
+
+    @contextlib.contextmanager
+    def profiler(self, file: Path, threads: int) -> Iterator[Profiled]:
+        from acmix.targets.formats.onnx_times import ProfiledSession
+
+        with tempfile.TemporaryDirectory(prefix="acmix-") as folder:
+            optimised = Path(folder, "optimised.onnx")
+            session = _session(file, threads, optimised, Path(folder, "profile"))
+            yield ProfiledSession(session, file, optimised)
 
     def placement(self, file: Path) -> Placement:
         import onnx
@@ -245,7 +255,7 @@ def _describe(model: onnx.ModelProto, job: LoweringJob) -> None:
     graph.name = job.model
 
 
-def _session(file: Path, threads: int, optimised: Path | None = None) -> Any:
+def _session(file: Path, threads: int, optimised: Path | None = None, profile: Path | None = None) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -254,6 +264,8 @@ def _session(file: Path, threads: int, optimised: Path | None = None) -> Any:
     options.log_severity_level = 3
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     try:
         return onnxruntime.InferenceSession(str(file), options, providers=[PROVIDER])
     except Exception as error:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from acmix.toolkit.kernels import Profiled
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.spec import TensorSpec
 from acmix.toolkit.target import Array, Lowered, LoweringJob, Placement, Runner, Tap, Target
@@ -115,6 +116,12 @@ class TFLite:
             return [np.asarray(interpreter.get_tensor(index)) for index in outputs]
 
         yield run
+
+    @contextmanager
+    def profiler(self, file: Path, threads: int) -> Iterator[Profiled]:
+        from acmix.targets.formats.tflite_times import ProfiledModel
+
+        yield ProfiledModel(file, threads)
 
     def placement(self, file: Path) -> Placement:
         from acmix.targets.formats import tflite_placement

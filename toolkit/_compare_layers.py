@@ -54,7 +54,7 @@ def compare_layers(
     with contextlib.ExitStack() as stack:
         opened = []
         for index, side in enumerate(sides):
-            work = _Work(side, captured, scratch / str(index), log)
+            work = Work(side, captured, scratch / str(index), log)
             work.folder.mkdir()
             opened.append(_open(work, program, samples, remarks, stack))
         kept, ratios = _measure(program, opened, samples, request.b is None)
@@ -73,7 +73,7 @@ def _network(artifact: Artifact, model: str | None) -> Network:
 
 
 @dataclass(frozen=True)
-class _Work:
+class Work:
     """One side's artifact, the captured network it came from, and a folder for copies."""
 
     artifact: Artifact
@@ -83,7 +83,7 @@ class _Work:
 
 
 @dataclass(frozen=True)
-class _Tapped:
+class Tapped:
     """A tapped copy in a session, and the node of each of its values."""
 
     session: Session
@@ -107,21 +107,20 @@ def _real(array: Array, tap: Tap) -> Array:
 
 
 def _open(
-    work: _Work, program: ExportedProgram, samples: Sequence[Sample], remarks: list[str], stack: contextlib.ExitStack
-) -> _Tapped:
+    work: Work, program: ExportedProgram, samples: Sequence[Sample], remarks: list[str], stack: contextlib.ExitStack
+) -> Tapped:
     """Tap the saved file, and learn from a fresh export of the same program which value is which node."""
-    tapped = _tapped(work, work.artifact.model_file, "saved", stack)
+    tapped = open_tapped(work, work.artifact.model_file, "saved", stack)
     remarks += _unlike_untapped(work, tapped, samples)
     chosen = [inputs for name, inputs in samples if name in MATCHED_ON]
-    steps, nodes = steps_of(program), _by_name([values_of(program, inputs) for inputs in chosen])
+    steps, nodes = steps_of(program), by_name([values_of(program, inputs) for inputs in chosen])
     nodes = {name: arrays for name, arrays in nodes.items() if name in steps}
-    recipe = work.artifact.manifest.recipe
-    least = LEAST_MATCH_DB.get(recipe.activations, LEAST_MATCH_QUANTIZED_DB)
+    least = least_match_db(work.artifact)
     fresh = _fresh(work, remarks)
     if fresh is not None:
         with contextlib.ExitStack() as inner:
-            healthy = _tapped(work, fresh, "fresh", inner)
-            matches = match_values(_by_name([healthy(inputs) for inputs in chosen]), nodes, least)
+            healthy = open_tapped(work, fresh, "fresh", inner)
+            matches = match_values(by_name([healthy(inputs) for inputs in chosen]), nodes, least)
         known = {tap.name for tap in tapped.taps} & {tap.name for tap in healthy.taps}
         if 2 * len(known) >= len(tapped.taps):
             return _with_outputs(tapped, matches, program)
@@ -129,31 +128,38 @@ def _open(
             f"{work.artifact.name}: a fresh export names its values otherwise, so its values are matched by number "
             "alone: what comes after a break may be missing"
         )
-    matches = match_values(_by_name([tapped(inputs) for inputs in chosen]), nodes, least)
+    matches = match_values(by_name([tapped(inputs) for inputs in chosen]), nodes, least)
     return _with_outputs(tapped, matches, program)
 
 
-def _with_outputs(tapped: _Tapped, matches: dict[str, Match], program: ExportedProgram) -> _Tapped:
+def least_match_db(artifact: Artifact) -> float:
+    """How close a value of a file must come to a node's to be the same."""
+    return LEAST_MATCH_DB.get(artifact.manifest.recipe.activations, LEAST_MATCH_QUANTIZED_DB)
+
+
+def _with_outputs(tapped: Tapped, matches: dict[str, Match], program: ExportedProgram) -> Tapped:
     outputs = {f"output.{i}": Match(name) for i, name in enumerate(program.graph_signature.user_outputs)}
     inner = {name: match for name, match in matches.items() if not name.startswith("output.")}
-    return _Tapped(tapped.session, tapped.interface, tapped.taps, {**inner, **outputs})
+    return Tapped(tapped.session, tapped.interface, tapped.taps, {**inner, **outputs})
 
 
-def _by_name(samples: Sequence[Mapping[str, Array]]) -> dict[str, list[Array]]:
+def by_name(samples: Sequence[Mapping[str, Array]]) -> dict[str, list[Array]]:
+    """For each name, its arrays over the samples."""
     return {name: [sample[name] for sample in samples] for name in samples[0]}
 
 
-def _tapped(work: _Work, file: Path, name: str, stack: contextlib.ExitStack) -> _Tapped:
+def open_tapped(work: Work, file: Path, name: str, stack: contextlib.ExitStack) -> Tapped:
+    """A tapped copy of a file, loaded in its runtime; its values not yet matched."""
     target = catalog.load_target(work.artifact.manifest.target.name)
     copy = work.folder / f"{name}-tapped{target.suffix}"
     taps = target.tap(file, copy)
     reference = runs_by(work.artifact) == "reference"
     session = stack.enter_context(open_session(SessionRequest(target.name, str(copy), reference=reference), work.log))
     session.load()
-    return _Tapped(session, interface_of(work.artifact), taps, {})
+    return Tapped(session, interface_of(work.artifact), taps, {})
 
 
-def _unlike_untapped(work: _Work, tapped: _Tapped, samples: Sequence[Sample]) -> Iterator[str]:
+def _unlike_untapped(work: Work, tapped: Tapped, samples: Sequence[Sample]) -> Iterator[str]:
     """A remark where giving more outputs changed the outputs: a runtime fuses less of what is watched."""
     request = tapped.session.request
     count = len(tapped.interface.outputs)
@@ -172,7 +178,7 @@ def _unlike_untapped(work: _Work, tapped: _Tapped, samples: Sequence[Sample]) ->
         )
 
 
-def _fresh(work: _Work, remarks: list[str]) -> Path | None:
+def _fresh(work: Work, remarks: list[str]) -> Path | None:
     """The same program exported again, healthy; None with a remark where that cannot be done."""
     manifest = work.artifact.manifest
     by_number = f"{work.artifact.name}: its values are matched by number alone, what comes after a break may be missing"
@@ -208,7 +214,7 @@ def _fresh(work: _Work, remarks: list[str]) -> Path | None:
 
 
 def _measure(
-    program: ExportedProgram, sides: Sequence[_Tapped], samples: Sequence[Sample], against_eager: bool
+    program: ExportedProgram, sides: Sequence[Tapped], samples: Sequence[Sample], against_eager: bool
 ) -> tuple[list[str], dict[str, list[float | None]]]:
     """The nodes that all sides have, in order, and the SNR of each on each sample."""
     taken = [_first_of_each(side.matches, {tap.name for tap in side.taps}) for side in sides]

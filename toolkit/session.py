@@ -26,16 +26,18 @@ import numpy as np
 
 from acmix.toolkit import catalog
 from acmix.toolkit.errors import AcmixError, GateError, UsageError
+from acmix.toolkit.kernels import KernelTimes, Profiled
 from acmix.toolkit.target import Array, Placement, Runner
 
 TIMEOUT_S = 600.0
+TELL_KERNELS = "time the kernels of"
 
 
 @dataclass(frozen=True)
 class SessionRequest:
     """What a child loads and where it may run. cpus: None leaves the scheduler free.
 
-    reference: by the target's reference evaluator instead of its runtime.
+    reference: by the target's reference evaluator instead of its runtime.  profiled: with every kernel timed.
     """
 
     target: str
@@ -43,6 +45,7 @@ class SessionRequest:
     threads: int = 1
     cpus: tuple[int, ...] | None = None
     reference: bool = False
+    profiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Answer:
     latency_ns: tuple[int, ...] = ()
     peak_memory_mb: float = 0.0
     placement: Placement | None = None
+    kernels: KernelTimes | None = None
 
 
 def _send(stream: IO[bytes], message: Command | Answer, arrays: Sequence[Array] = ()) -> None:
@@ -166,6 +170,13 @@ class Session:
             raise GateError(f"the {self.request.target} runtime tells no placement")
         return placement
 
+    def kernels(self) -> KernelTimes:
+        """The times of every kernel in all runs of a profiled session; asked once, after the last run."""
+        kernels = self.ask(Command(TELL_KERNELS))[0].kernels
+        if kernels is None:
+            raise GateError(f"the {self.request.target} runtime tells no times of its kernels")
+        return kernels
+
 
 @contextlib.contextmanager
 def open_session(request: SessionRequest, log: Path) -> Iterator[Session]:
@@ -207,6 +218,7 @@ class _Child:
         self.request = request
         self.stack = stack
         self.runner: Runner | None = None
+        self.profiled: Profiled | None = None
         self.inputs: list[Array] = []
 
     def answer(self, command: Command, inputs: list[Array]) -> tuple[Answer, list[Array]]:
@@ -220,10 +232,14 @@ class _Child:
             else:
                 self.target.preload_runtime()
                 begin = time.perf_counter_ns()
-                self.runner = self.stack.enter_context(self.target.runner(file, self.request.threads))
+                if self.request.profiled:
+                    self.profiled = self.stack.enter_context(self.target.profiler(file, self.request.threads))
+                self.runner = self.profiled or self.stack.enter_context(self.target.runner(file, self.request.threads))
             return Answer(latency_ns=(time.perf_counter_ns() - begin,), peak_memory_mb=peak_memory_mb()), []
         if self.runner is None:
             raise UsageError(f"{command.do!r} came before 'load'")
+        if self.profiled is not None and command.do == TELL_KERNELS:
+            return Answer(kernels=self.profiled.kernels()), []
         if command.do == "run":
             self.inputs = inputs
             begin = time.perf_counter_ns()

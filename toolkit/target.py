@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from acmix.toolkit.kernels import Profiled
 from acmix.toolkit.ranges import QuantizedTensor, Ranges
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.spec import Preprocess, TensorSpec
@@ -158,6 +159,9 @@ class Target(Protocol):
 
     def runner(self, file: Path, threads: int) -> AbstractContextManager[Runner]:
         """Load the saved file in its own runtime. Imports the runtime only, never the converter."""
+
+    def profiler(self, file: Path, threads: int) -> AbstractContextManager[Profiled]:
+        """Load the saved file as `runner` does, its kernels timed; UsageError where the runtime cannot tell."""
 
     def placement(self, file: Path) -> Placement:
         """Where each operator of the saved file runs, read from the file and its runtime."""

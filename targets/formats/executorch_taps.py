@@ -76,7 +76,7 @@ def _delegate_taps(program: Any, plan: Any, call: Any, file: Path) -> Iterator[t
     data = program.backend_delegate_data[delegate.processed.index]
     blob = bytes(data.data)
     offset, size = struct.unpack_from("<II", blob, 10)
-    graph = _as_json(blob[offset : offset + size])
+    graph = as_json(blob[offset : offset + size])
     outputs = list(call.args[len(graph["input_ids"]) :])
     for value in graph["xvalues"]:
         if tensor := _tappable(value):
@@ -91,7 +91,8 @@ def _delegate_taps(program: Any, plan: Any, call: Any, file: Path) -> Iterator[t
             yield value, Tap(f"value.{value}")
 
 
-def _tensor_of(value: dict[str, Any]) -> dict[str, Any]:
+def tensor_of(value: dict[str, Any]) -> dict[str, Any]:
+    """What is said of one value of a graph, quantized or not."""
     union: dict[str, Any] = value["xvalue_union"]
     tensor: dict[str, Any] = union.get("tensor_value", union)
     return tensor
@@ -99,7 +100,7 @@ def _tensor_of(value: dict[str, Any]) -> dict[str, Any]:
 
 def _tappable(value: dict[str, Any]) -> dict[str, Any] | None:
     """The tensor of a value that is computed, is not external yet, and has numbers that a program can hold."""
-    tensor = _tensor_of(value)
+    tensor = tensor_of(value)
     computed = tensor["constant_buffer_idx"] == 0 and tensor["flags"] == 0 and tensor.get("dims")
     return tensor if computed and tensor["datatype"] in SCALARS else None
 
@@ -160,7 +161,8 @@ def _own_memory(plan: Any, index: int) -> bool:
     return True
 
 
-def _as_json(graph: bytes) -> dict[str, Any]:
+def as_json(graph: bytes) -> dict[str, Any]:
+    """An XNNPACK graph as its schema names it."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "graph.bin").write_bytes(graph)
         schema = _schema(folder)

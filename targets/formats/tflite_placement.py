@@ -64,15 +64,19 @@ def placement(file: Path) -> Placement:
     the tensors that enter and leave it. An operator is delegated when a partition's results need it.
     """
     graph = read_graph(file)
-    interpreter = Interpreter(model_path=str(file), num_threads=1)
-    interpreter.allocate_tensors()
-    partitions = interpreter._get_ops_details()[len(graph.operators) :]
-    taken: set[int] = set()
-    for partition in partitions:
-        taken |= _members(graph, set(partition["inputs"].tolist()), partition["outputs"].tolist())
+    partitions = partitions_of(file, graph)
+    taken = set().union(*partitions)
     operators = [_operator(graph, i, i in taken, taken) for i in range(len(graph.operators))]
     used = f"the interpreter of ai-edge-litert {version('ai-edge-litert')}, default XNNPACK delegate, on this machine"
     return Placement(tuple(operators), len(partitions), used)
+
+
+def partitions_of(file: Path, graph: Graph) -> list[set[int]]:
+    """The operators of each partition that the delegate takes, by their places in the file."""
+    interpreter = Interpreter(model_path=str(file), num_threads=1)
+    interpreter.allocate_tensors()
+    found = interpreter._get_ops_details()[len(graph.operators) :]
+    return [_members(graph, set(one["inputs"].tolist()), one["outputs"].tolist()) for one in found]
 
 
 def _members(graph: Graph, entering: set[int], leaving: Sequence[int]) -> set[int]:

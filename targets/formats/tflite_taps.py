@@ -23,14 +23,20 @@ def tap(file: Path, copy: Path) -> tuple[Tap, ...]:
     except ValueError as error:
         raise UsageError(f"'{file.name}' cannot be tapped: {error}. Export it again.") from error
     graph = model.subgraphs[0]
-    added = _values(graph)
-    graph.outputs = [*graph.outputs, *added]
+    names = names_of(graph)
+    graph.outputs = [*graph.outputs, *names]
     copy.write_bytes(tflite_flatbuffer.write_model(model))
+    return tuple(_tap(name, graph.tensors[index]) for index, name in names.items())
+
+
+def names_of(graph: Any) -> dict[int, str]:
+    """The tapped tensors of a main graph by their index, each with a name of its own."""
+    added = _values(graph)
     names = [graph.tensors[index].name.decode() for index in added]
     shared = Counter(names)
     # Names tell values apart in files of one converter version; where two values share one, the place does.
     unique = [name if shared[name] == 1 else f"{name}#{index}" for name, index in zip(names, added, strict=True)]
-    return tuple(_tap(name, graph.tensors[index]) for name, index in zip(unique, added, strict=True))
+    return dict(zip(added, unique, strict=True))
 
 
 def _values(graph: Any) -> list[int]:
