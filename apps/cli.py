@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from acmix.apps import analyze, devices, export, verbs
+from acmix.apps import analyze, devices, export, profile, verbs
 from acmix.apps.output import print_json
 from acmix.apps.selftest.command import selftest
 from acmix.toolkit.errors import DISK_FULL, AcmixError
@@ -26,10 +26,10 @@ app = typer.Typer(
 )
 app.command("list")(verbs.list_room)
 app.command("export")(export.export_model)
-for verb in (verbs.verify, verbs.inspect, verbs.evaluate, verbs.compare, verbs.exits, verbs.profile, verbs.doctor):
+for verb in (verbs.verify, verbs.inspect, verbs.evaluate, verbs.compare, verbs.exits, profile.profile, verbs.doctor):
     app.command()(verb)
-app.command()(analyze.analyze)
-app.command()(selftest)
+for verb in (analyze.analyze, selftest):
+    app.command()(verb)
 app.add_typer(devices.app, name="devices")
 
 

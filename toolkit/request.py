@@ -75,8 +75,8 @@ def has_random_weights(request: ExportRequest) -> bool:
 
 def refuse_early(request: ExportRequest) -> None:
     """Raise UsageError for combinations and folders that cannot work."""
-    if request.recipe.is_quantized and (reason := request.source.spec.float_only):
-        raise UsageError(f"{request.source.reference} cannot be {request.recipe.name}: {reason}.")
+    if request.recipe.is_quantized and (float_only := request.source.spec.float_only):
+        raise UsageError(f"{request.source.reference} cannot be {request.recipe.name}: {float_only}.")
     if request.takes_image and request.source.spec.further_preprocess:
         raise UsageError(
             f"--image-input bakes one preprocessing in, and {request.source.reference} looks at the photo in "

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from acmix.apps import adaptive, verbs
+from acmix.apps import adaptive, profile, verbs
 from acmix.apps.requests import ExportFlags
 from acmix.calibration.decoded import DecodedPhotos
 from acmix.calibration.exits import parse_aim
@@ -117,7 +117,7 @@ def test_flags_of_single_models_are_refused_beside_an_adaptive_artifact(tiny_cas
     folder, photos = tiny_cascade.folder, Path("photos")
     for flag, value in (("preset", "rapid"), ("runs", 5), ("seconds", 1.0), ("wait", 0.0), ("device", "phone")):
         with pytest.raises(UsageError, match=f"--{flag} has no meaning for an adaptive model"):
-            verbs.profile([folder], photos=photos, **{flag: value})  # type: ignore[arg-type]
+            profile.profile([folder], photos=photos, **{flag: value})  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="--every has no meaning"):
         verbs.inspect(folder, every=True)
     with pytest.raises(UsageError, match="--baseline has no meaning"):

@@ -153,12 +153,15 @@ def test_of_a_place_near_the_next_pixel_only_what_eager_keeps_there_is_asked(
     assert (recipe.tolerance.asked_db(second) < 70.0) is near
 
 
+OWN = f"{Path(__file__).parents[2] / 'tiny_net.py'}:make_net"
+
+
 @pytest.mark.parametrize(
     ("changes", "exits", "message"),
     [
         ({"model": "msdnet_step4"}, None, "msdnet_step4 is no adaptive model: its file is one graph already"),
         ({"model": "gfnet_10"}, None, "no adaptive model is called 'gfnet_10'. Did you mean gfnet_100"),
-        ({"model": "nets.py:make"}, None, "its file is one graph already"),
+        ({"model": OWN}, None, "its file is one graph already"),
         ({}, "rates=0.5,0.5", "an unrolled graph runs every stage"),
         ({"preprocess": "mine.toml"}, None, "--preprocess of an adaptive model"),
         ({"inputs": ("1x3x160x160",)}, None, "leave --input out"),
