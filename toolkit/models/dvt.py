@@ -62,7 +62,7 @@ def at_size(spec: ModelSpec, size: tuple[int, int]) -> ModelSpec:
 def transformer(name: str, number: int, claims: Claims, width: Width = DEIT_SMALL, side: int = IMAGE_SIZE) -> ModelSpec:
     """Transformer number 0, 1 or 2 for square images of `side`; the later two take what the one before found."""
     grids = tuple((side + 2 * padding) // patch for patch, padding in PATCHES)
-    inputs = (TensorSpec("image", (1, 3, side, side), layout="nchw"),)
+    inputs: tuple[TensorSpec, ...] = (TensorSpec("image", (1, 3, side, side), layout="nchw"),)
     if number:
         tokens, count = 1 + grids[number - 1] ** 2, width.depth * width.heads
         inputs += (
