@@ -28,8 +28,8 @@ app.command("list")(verbs.list_room)
 app.command("export")(export.export_model)
 for verb in (verbs.verify, verbs.inspect, verbs.evaluate, verbs.compare, verbs.exits, profile.profile, verbs.doctor):
     app.command()(verb)
-for verb in (analyze.analyze, selftest):
-    app.command()(verb)
+app.command()(analyze.analyze)
+app.command()(selftest)
 app.add_typer(devices.app, name="devices")
 
 

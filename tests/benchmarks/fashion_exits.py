@@ -1,6 +1,6 @@
 """A small MSDNet of a user's own: its mean latency at the exits that calibration chose, against running all of it.
 
-python tests/benchmarks/fashion_exits.py [--out FOLDER] [--exits accuracy=0.5] [--rounds 1] [--picture curve.png]
+python tests/benchmarks/fashion_exits.py [--out FOLDER] [--exits accuracy=0.1] [--rounds 1] [--picture curve.png]
 
 Needs dataset-fashion-mnist (tests/install_data.sh). Trains once (a minute), exports to TFLite, chooses exits on 2000
 photos that training did not see, and measures on the other 8000, one thread: with the exits and with all stages, in
@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from acmix.apps import adaptive
-from acmix.apps.adaptive_tables import calibration_table, latency_table, summary
+from acmix.apps.adaptive_tables import latency_table, summary
 from acmix.apps.requests import ExportFlags
 from acmix.calibration.decoded import DecodedPhotos
 from acmix.calibration.exits import OUT_OF_REACH
@@ -63,7 +63,7 @@ def main() -> None:
     """The program: the curve, a table, one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/fashion"))
-    parser.add_argument("--exits", default="accuracy=0.5")
+    parser.add_argument("--exits", default="accuracy=0.1")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
@@ -72,7 +72,7 @@ def main() -> None:
     adaptive.exits(folder, arguments.out / "calibration", arguments.exits, arguments.picture, (), False)
     artifact = open_adaptive(folder)
     screen = Console(width=160)
-    screen.print(summary(artifact), calibration_table(artifact.policy))
+    screen.print(summary(artifact))
     photos = DecodedPhotos(read_photo_folder(arguments.out / "others", artifact.manifest.first_preprocess))
     measurement = measured(artifact, photos, arguments.rounds)
     screen.print(latency_table(measurement, photos.labels))

@@ -23,7 +23,8 @@ DATA = Path("/usr/share/datasets/fashion-mnist")
 MISSING = f"{DATA} is not here: apt-get install dataset-fashion-mnist"
 CALIBRATION = 2000
 BATCH, EPOCHS, RATE, DECAY = 128, 1, 0.01, 0.02
-THREADS = 2
+THREADS = 1
+"""More than one wait for each other where the other core is busy, and the layers are too small to gain much."""
 
 Bytes = npt.NDArray[np.uint8]
 
