@@ -135,11 +135,11 @@ class OneHotCut(nn.Module):
         (height, width), (h, w) = image.shape[2:], (self.rows.shape[0], self.columns.shape[1])
         row, column = (torch.floor(action[:, i : i + 1] * self.room[i]) for i in range(2))
         # 1 - |i + row - j| is one where j = i + row and no more than zero elsewhere: whole numbers, so exact.
-        pick_rows = F.relu(self.one - torch.abs(self.rows + row)).unsqueeze(0)
-        pick_columns = F.relu(self.one - torch.abs(self.columns + column)).unsqueeze(0)
+        pick_rows = F.relu(self.one - torch.abs(self.rows + row)).reshape(1, h, height)
+        pick_columns = F.relu(self.one - torch.abs(self.columns + column)).reshape(1, width, w)
         narrow = torch.bmm(image.reshape(1, -1, width), pick_columns)
         by_row = narrow.reshape(-1, height, w).permute(1, 0, 2).reshape(1, height, -1)
-        return torch.bmm(pick_rows, by_row).reshape(h, -1, w).permute(1, 0, 2).unsqueeze(0)
+        return torch.bmm(pick_rows, by_row).reshape(h, -1, w).permute(1, 0, 2).reshape(1, -1, h, w)
 
 
 def _offsets(side: int, patch: int) -> Tensor:

@@ -238,15 +238,6 @@ def test_every_target_proves_all_three_exits(tiny_files: list[pipeline.Outcome])
         assert all(a.asked_db == 70.0 for a in proof.agreements)
 
 
-def test_a_transformer_that_reuses_stays_in_the_delegate(tiny_files: list[pipeline.Outcome]) -> None:
-    for name in ("executorch", "tflite"):
-        artifact = next(o.artifact for o in tiny_files if o.target == name)
-        assert artifact is not None
-        placement = artifact.manifest.placement
-        assert [op.kind for op in placement.fallbacks] == []
-        assert placement.partitions in (1, None)
-
-
 def test_the_inference_form_is_the_same_transformer() -> None:
     from acmix.toolkit.prepare import prepare
 
