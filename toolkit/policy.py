@@ -218,6 +218,7 @@ def confidences(logits: npt.NDArray[Any], rule: Rule) -> Float64s:
 
 
 _ONES: dict[int, Float64s] = {}
+"""By the number of classes: a sum is a product with these."""
 
 
 def confidence(logits: npt.NDArray[Any], rule: Rule, stage: str) -> float:

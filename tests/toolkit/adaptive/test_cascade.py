@@ -6,7 +6,7 @@ import pytest
 
 from acmix.toolkit.adaptive.cascade import cascade
 from acmix.toolkit.adaptive.find import adaptive_names, find_adaptive, names_adaptive
-from acmix.toolkit.adaptive.spec import Photo, check_stages
+from acmix.toolkit.adaptive.spec import Photo, check_spec, check_stages
 from acmix.toolkit.errors import UsageError
 
 
@@ -62,7 +62,7 @@ def test_every_adaptive_model_of_the_zoo_is_found_and_fits_together() -> None:
         assert names_adaptive(name)
         spec = find_adaptive(name)
         assert spec.name == name
-        check_stages(spec.stages, set(spec.networks))
+        check_spec(spec)
 
 
 def test_an_unknown_adaptive_model_is_refused() -> None:
