@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from rich.console import Console
-from torch import Tensor, nn
 
 from acmix.apps import profiles
-from acmix.apps.requests import ExportFlags, export_request
-from acmix.toolkit import pipeline
 from acmix.toolkit.artifact import Artifact
 from acmix.toolkit.conditions import Conditions, Gate, Identity
 from acmix.toolkit.measure import Plan
@@ -26,21 +20,6 @@ from acmix.toolkit.verdict import judge
 
 Exported = Callable[[str], dict[str, Artifact]]
 ACMIX = Path(sys.executable).with_name("acmix")
-
-
-class Islands(nn.Module):
-    """Narrow int8 convolutions, each between two operators that stay float: integers cost more than they save."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(12))
-        self.last = nn.Conv2d(4, 4, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.cat([x, x[:, :1]], 1)
-        for layer in self.layers:
-            x = torch.tanh(layer(x)) * x.abs()
-        return self.last(x).mean((2, 3))
 
 
 def measured(artifacts: list[Artifact], medians_ms: list[float], spread: float = 0.01) -> Measurement:
@@ -108,31 +87,6 @@ def test_the_blame_names_what_the_manifest_says_is_float(exported: Exported, tar
     for operator in manifest.placement.fallbacks:
         assert f"x {operator.kind} outside the delegate ({operator.runs_on})" in said
     assert not [op for op in manifest.placement.operators if op.delegated and f"x {op.kind} outside" in said]
-
-
-def test_a_network_of_float_islands_is_measured_and_warned_of(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    (tmp_path / "islands.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "import torch\nfrom test_slower import Islands\n\n\n"
-        "def make_islands():\n    torch.manual_seed(0)\n    return Islands()\n"
-    )
-    folders = []
-    for precision, calibration in (("float32", None), ("w8a8", "builtin")):
-        flags = ExportFlags(
-            model=f"{tmp_path / 'islands.py'}:make_islands", target="onnx", precision=precision,
-            inputs=("1x3x96x96",), preprocess="imagenet", calibration=calibration, out=tmp_path / "out",
-        )  # fmt: skip
-        (outcome,) = pipeline.export(export_request(flags, {}), lambda target, stage, seconds: None)
-        assert outcome.artifact is not None, outcome.error
-        folders.append(str(outcome.artifact.folder))
-    command = [str(ACMIX), "profile", *folders, "--runs", "64", "--seconds", "0", "--wait", "0", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    (found,) = json.loads(done.stdout)["slower_int8"]
-    assert found["ratio"]["low"] > 1.0
-    assert "Warning: make_islands-onnx-w8a8 takes" in done.stderr
-    assert "12 x tanh.default" in done.stderr
-    assert "changes between integers and float inside the network" in done.stderr
 
 
 def test_the_warning_prints_no_escape_sequence_of_a_foreign_manifest(exported: Exported) -> None:
