@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from acmix.calibration.sensitivity import Cost, Sensitivity
-    from acmix.calibration.tradeoff import Rung, Tradeoff
+    from acmix.calibration.tradeoff import Latency, Rung, Tradeoff
     from acmix.toolkit.request import ExportRequest, Outcome
     from acmix.toolkit.samples import Samples
     from acmix.toolkit.source import ModelSource
@@ -192,13 +192,30 @@ def keep_tradeoff(request: ExportRequest, results: Sequence[Outcome]) -> None:
         screen.print(f"Wrote {file}; the picture needs matplotlib: pip install matplotlib")
 
 
+def _latency(found: Latency | None) -> tuple[str, str]:
+    """The median in ms, and the ratio to the float file; '-' where it was not measured."""
+    if found is None:
+        return "-", "-"
+    known = "" if found.ratio_low is None else f" ({found.ratio_low:.2f} to {found.ratio_high:.2f})"
+    return f"{found.p50_ms:.2f}", f"{found.ratio:.2f}{known}"
+
+
+def _timed(found: Tradeoff) -> str:
+    """What the latencies are of, or why there are none; why some are missing."""
+    reasons = dict.fromkeys(rung.latency_reason for rung in found.rungs if rung.latency_reason)
+    said = "".join(f"\n{reason}" for reason in reasons)
+    if found.float_latency is None:
+        return said
+    return f"\n{found.latency_target} on this host, one thread: float {found.float_latency.p50_ms:.2f} ms{said}"
+
+
 def rungs(found: Tradeoff) -> Table:
     """Every rung that was tried; the one that was taken has a mark."""
     before = "" if found.float_top1 is None else f"; float: top-1 {100 * found.float_top1:.1f} %"
     made = tables.table(
-        "rung", ">top-1 %", ">same class %", ">drop", ">SQNR dB", ">MB", ">int8 MACs %", ">s", "",
+        "rung", ">top-1 %", ">same class %", ">drop", ">SQNR dB", ">MB", ">int8 MACs %", ">ms", ">of float", ">s", "",
         caption=f"drop of {found.measure} in points on {found.photos_count} photos of {found.photos_name}, "
-        f"{found.max_drop:g} allowed{before}",
+        f"{found.max_drop:g} allowed{before}{_timed(found)}",
     )  # fmt: skip
     for i, rung in enumerate(found.rungs):
         made.add_row(
@@ -209,6 +226,7 @@ def rungs(found: Tradeoff) -> Table:
             tables.snr(rung.snr_db),
             f"{rung.size_mb:.2f}",
             _percent(rung.int8_macs_share),
+            *_latency(rung.latency),
             f"{rung.seconds:.0f}",
             "taken" if i == found.chosen else "",
         )

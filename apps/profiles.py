@@ -22,6 +22,7 @@ from acmix.toolkit.journal import journal_beside, result_of
 from acmix.toolkit.measure import Plan
 from acmix.toolkit.measurement import ratios
 from acmix.toolkit.ratio import Ratio
+from acmix.toolkit.slower import SlowerInt8, slower_int8
 
 if TYPE_CHECKING:
     from acmix.toolkit.samples import Samples
@@ -75,7 +76,7 @@ def profile(folders: Sequence[Path], flags: ProfileFlags, as_json: bool) -> None
         measurement = profiling.profile(opened, request, log, status.update, journal, photos)
         saved = profiling.save(measurement, beside, result_of(journal))
     journal.unlink()
-    _print(measurement, saved, as_json)
+    _print(measurement, saved, as_json, slower_int8(opened, measurement))
 
 
 def photos_for(opened: Sequence[Artifact], folder: Path | None) -> list[Samples]:
@@ -95,12 +96,15 @@ def show(file: Path, as_json: bool) -> None:
     _print(profiling.read_measurement(file), file, as_json)
 
 
-def _print(measurement: profiling.Measurement, saved: Path, as_json: bool) -> None:
+def _print(measurement: profiling.Measurement, saved: Path, as_json: bool, slower: Sequence[SlowerInt8] = ()) -> None:
     if as_json:
-        print_json("profile", measurement=measurement, summary=profiling.summaries(measurement), saved=str(saved))
+        summary, path = profiling.summaries(measurement), str(saved)
+        print_json("profile", measurement=measurement, summary=summary, saved=path, slower_int8=slower)
     screen = console()
     screen.print(latencies(measurement))
     screen.print(judgement(measurement))
+    for one in slower:
+        screen.print(warning(one))
     screen.print(f"Raw samples: {os.path.relpath(saved)}")
     raise typer.Exit(1 if measurement.judgement.verdict == "incomplete" else 0)
 
@@ -157,3 +161,9 @@ def judgement(measurement: profiling.Measurement) -> Text:
     for note in found.notes:
         said.append(f"\n  Note: {printable(note)}.")
     return said
+
+
+def warning(slower: SlowerInt8) -> Text:
+    """That int8 is slower than float, with the operators to blame."""
+    first, *others = slower.sentence.splitlines()
+    return Text.assemble(("Warning: ", "yellow"), printable(first), *(f"\n  {printable(line)}" for line in others))

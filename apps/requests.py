@@ -80,11 +80,13 @@ def export_request(flags: ExportFlags, target_flags: dict[str, Any]) -> ExportRe
         flags.overwrite,
         min_snr,
         flags.require_full_delegation,
-        _calibrator(flags, recipe, source),
+        _calibrator(flags, recipe, source, targets),
     )
 
 
-def _calibrator(flags: ExportFlags, recipe: Recipe, source: ModelSource) -> Calibrator | None:
+def _calibrator(
+    flags: ExportFlags, recipe: Recipe, source: ModelSource, targets: tuple[TargetRequest, ...]
+) -> Calibrator | None:
     """Checked calibration samples, where the recipe needs them; raises UsageError without, and for unfit ones."""
     _refuse_data(flags, recipe)
     if has_pairs(source):
@@ -100,9 +102,13 @@ def _calibrator(flags: ExportFlags, recipe: Recipe, source: ModelSource) -> Cali
     if recipe.name != MIXED:
         return made
     from acmix.calibration.ladder import MixedCalibrator
+    from acmix.calibration.rung_latency import RungTimer
 
     data = held_out(flags, source, made.samples, DATA_COUNT)
-    return MixedCalibrator(made.samples, data, MAX_DROP if flags.max_drop is None else flags.max_drop, made.remarks)
+    max_drop = MAX_DROP if flags.max_drop is None else flags.max_drop
+    timers = [RungTimer(target, source.spec, made.samples) for target in targets]
+    timer = next((one for one in timers if not one.obstacle), timers[0])
+    return MixedCalibrator(made.samples, data, max_drop, made.remarks, timer=timer)
 
 
 def _refuse_calibration(flags: ExportFlags, reason: str, otherwise: str) -> None:

@@ -15,7 +15,7 @@ from acmix.calibration.leaks import leaks
 from acmix.calibration.selection import CalibrationSamples, spread
 from acmix.calibration.sensitivity import Tally, by_noise_per_mac, is_scores, require_classes, sensitivity
 from acmix.calibration.simulation import Simulation, macs_of, size_bytes, total_macs, units
-from acmix.calibration.tradeoff import Rung, Tradeoff, digest, file_name
+from acmix.calibration.tradeoff import Rung, Timer, Tradeoff, digest, file_name, timed
 from acmix.toolkit.errors import GateError, UsageError
 from acmix.toolkit.grid import Grid, choose_grid
 from acmix.toolkit.quantize import graph_module
@@ -49,7 +49,7 @@ class MixedCalibrator:
     """Calibrates the first program by climbing the ladder, every other one by the plan that this gave.
 
     data: labelled photos, or photos alone: then agreement with the float program is what may drop.
-    max_drop: in points. report: called with each rung as it is measured.
+    max_drop: in points. report: called with each rung as it is measured. timer: for their latencies, at the end.
     """
 
     samples: CalibrationSamples
@@ -58,12 +58,17 @@ class MixedCalibrator:
     remarks: tuple[str, ...] = ()
     report: Report = field(default=lambda rung: None)
     plan: Plan | None = None
+    timer: Timer | None = None
 
     def __call__(self, program: ExportedProgram, recipe: Recipe, kept: Sequence[str] = ()) -> Calibrated:
         """Raises GateError with the best that was reached where the budget cannot be met."""
         if self.plan is None:
             climb = Climb(program, recipe, kept, self.samples, Evaluation.of(program, self.data), self.report)
             made, self.plan = climb.to(self.max_drop)
+            if self.timer is not None:
+                tried = [calibrated for _, _, calibrated in climb.tried]
+                tradeoff = timed(self.plan.tradeoff, program, tried, self.timer, climb.asked)
+                self.plan = replace(self.plan, tradeoff=tradeoff)
         else:
             made = apply(self.plan, program, self.samples, kept)
         remarks = insufficient(made.program, self.samples)

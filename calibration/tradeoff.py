@@ -5,17 +5,35 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.ranges import Observer
 
-SCHEMA_VERSION = 1
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from torch.export import ExportedProgram
+
+    from acmix.toolkit.quantized import Calibrated
+
+SCHEMA_VERSION = 2
 SUFFIXES = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One file on this host, one thread: the median of its runs, and its ratio to the float file with 95 % interval."""
+
+    p50_ms: float
+    ratio: float
+    ratio_low: float | None
+    ratio_high: float | None
+    runs: int
 
 
 @dataclass(frozen=True)
@@ -25,6 +43,7 @@ class Rung:
     top1: share that is right, None without labels. agreement: share whose class is that of the float program.
     drop_points: what the budget is compared with, in points (percent of the photos). snr_db: None for outputs of zeros.
     size_mb: of the constants, 10 ** 6 bytes. kept: modules in float. seconds: to calibrate and to measure.
+    latency: None where it was not measured, and latency_reason says why.
     """
 
     name: str
@@ -39,6 +58,8 @@ class Rung:
     size_mb: float
     int8_macs_share: float
     seconds: float
+    latency: Latency | None = None
+    latency_reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,6 +67,7 @@ class Tradeoff:
     """The ladder that was climbed. chosen: position of the rung that was taken, None where none meets the budget.
 
     float_top1: of the float program, None without labels: then agreement with it is what drops.
+    float_latency: of the float file on `latency_target`, whose files were timed; None and '' where none was.
     """
 
     max_drop: float
@@ -56,6 +78,8 @@ class Tradeoff:
     float_size_mb: float
     rungs: tuple[Rung, ...]
     chosen: int | None
+    float_latency: Latency | None = None
+    latency_target: str = ""
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -67,6 +91,51 @@ class Tradeoff:
     def best(self) -> Rung:
         """The chosen rung, or the one that drops least."""
         return self.rungs[self.chosen] if self.chosen is not None else min(self.rungs, key=lambda r: r.drop_points)
+
+
+SAME_OPERATORS = "not measured: the operators of {name!r}, with other constants"
+
+
+class Timer(Protocol):
+    """Times files on this host; acmix.calibration.rung_latency has the one there is."""
+
+    @property
+    def obstacle(self) -> str:
+        """Why nothing can be timed here; '' where it can."""
+
+    @property
+    def target_name(self) -> str: ...
+
+    def __call__(
+        self, program: ExportedProgram, rungs: Sequence[Calibrated], asked: Sequence[str] = ()
+    ) -> tuple[Latency, ...]:
+        """The latency of the float program, then of each rung. asked: nodes that are float in any case."""
+
+
+def timed(
+    tradeoff: Tradeoff, program: ExportedProgram, tried: Sequence[Calibrated], timer: Timer, asked: Sequence[str]
+) -> Tradeoff:
+    """The trade-off with the latency of every rung whose float modules no earlier one has.
+
+    Rungs that differ in ranges and weights alone are files of the same operators: one of them is measured, the chosen
+    one if it is among them. tried: the programs of the rungs.
+    """
+    if timer.obstacle:
+        rungs = tuple(replace(rung, latency_reason=timer.obstacle) for rung in tradeoff.rungs)
+        return replace(tradeoff, rungs=rungs)
+    first = {rung.kept: i for i, rung in reversed(list(enumerate(tradeoff.rungs)))}
+    if tradeoff.chosen is not None:
+        first[tradeoff.rungs[tradeoff.chosen].kept] = tradeoff.chosen
+    measured = sorted(first.values())
+    base, *others = timer(program, [tried[i] for i in measured], asked)
+    known = dict(zip(measured, others, strict=True))
+    rungs = tuple(
+        replace(rung, latency=known[i])
+        if i in known
+        else replace(rung, latency_reason=SAME_OPERATORS.format(name=tradeoff.rungs[first[rung.kept]].name))
+        for i, rung in enumerate(tradeoff.rungs)
+    )
+    return replace(tradeoff, rungs=rungs, float_latency=base, latency_target=timer.target_name)
 
 
 def encoded(tradeoff: Tradeoff) -> bytes:
@@ -130,16 +199,16 @@ def can_draw() -> bool:
 
 
 def draw(file: Path, tradeoff: Tradeoff) -> None:
-    """Draw every rung in its order: what it drops above, its size and its share of int8 below."""
+    """Draw every rung in its order: what it drops above, its size, share of int8 and latency below."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rungs = tradeoff.rungs
     places = range(len(rungs))
     # A figure of its own: pyplot keeps figures and asks for a display.
-    figure = Figure(figsize=(max(6.4, 0.9 * len(rungs) + 2.4), 6.0), layout="constrained")
+    figure = Figure(figsize=(max(6.4, 0.9 * len(rungs) + 2.4), 7.5), layout="constrained")
     FigureCanvasAgg(figure)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    above, below, last = figure.subplots(3, 1, sharex=True, height_ratios=[3, 2, 2])
     colours = ["tab:green" if i == tradeoff.chosen else "tab:blue" for i in places]
     drops = [rung.drop_points for rung in rungs]
     bars = above.bar(places, drops, color=colours, width=0.6)
@@ -162,6 +231,24 @@ def draw(file: Path, tradeoff: Tradeoff) -> None:
     shares.set_ylim(0, 105)
     shares.set_ylabel("int8 multiply-accumulates in %", color="tab:orange")
     below.legend(loc="center left", fontsize="small")
-    below.set_xticks(list(places), [rung.name for rung in rungs], rotation=30, ha="right", fontsize="small")
+    _draw_latencies(last, tradeoff)
+    last.set_xticks(list(places), [rung.name for rung in rungs], rotation=30, ha="right", fontsize="small")
     with whole(file) as part:
         figure.savefig(part, dpi=120, metadata={})
+
+
+def _draw_latencies(axes: Axes, tradeoff: Tradeoff) -> None:
+    """The measured rungs as points; a rung without a point was not measured."""
+    base, found = tradeoff.float_latency, [(i, r.latency) for i, r in enumerate(tradeoff.rungs) if r.latency]
+    if base is None:
+        reason = tradeoff.rungs[0].latency_reason if tradeoff.rungs else ""
+        axes.text(0.5, 0.5, reason or "latency was not measured", ha="center", va="center", transform=axes.transAxes)
+        axes.set_yticks([])
+        return
+    axes.plot([i for i, _ in found], [one.p50_ms for _, one in found], "D", color="tab:purple", label="measured")
+    for i, one in found:
+        axes.annotate(f"{one.p50_ms:.2f}", (i, one.p50_ms), (0, 6), textcoords="offset points", ha="center", size=8)
+    axes.axhline(base.p50_ms, color="tab:purple", linestyle=":", label=f"float32, {base.p50_ms:.2f} ms")
+    axes.set_ylim(0, 1.3 * max(base.p50_ms, *(one.p50_ms for _, one in found)))
+    axes.set_ylabel(f"ms, {tradeoff.latency_target},\nthis host")
+    axes.legend(loc="lower right", fontsize="small")

@@ -65,6 +65,7 @@ class ExecuTorch:
     options: type[ExecuTorchOptions] = ExecuTorchOptions
     reference: None = None
     quantization: Literal["pairs"] = "pairs"
+    kernels: Literal["xnnpack"] = "xnnpack"
 
     def refuses(self, recipe: Recipe, options: Any) -> str | None:
         if (recipe.weights, recipe.activations) not in PRECISIONS:
@@ -194,10 +195,8 @@ def _float16_notes(program: ExportedProgram, options: ExecuTorchOptions) -> tupl
 
 
 def _details(delegate: str) -> dict[str, str]:
-    details = {"delegate": delegate}
-    if delegate == "coreml":
-        details["coremltools"] = importlib.metadata.version("coremltools")
-    return details
+    versions = {"coremltools": importlib.metadata.version("coremltools")} if delegate == "coreml" else {}
+    return {"delegate": delegate, **versions}
 
 
 def _passes(half: bool) -> Any:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from acmix.toolkit import catalog
 from acmix.toolkit.execute import HALF_ARITHMETIC_DB, Reference
 from acmix.toolkit.recipe import Recipe, Tolerance
-from acmix.toolkit.share import QuantizedShare, Shared, judged_by_simulation, simulated
-from acmix.toolkit.target import Lowered
+from acmix.toolkit.share import QuantizedShare, Shared
+from acmix.toolkit.simulated import judged_by_simulation, simulated
+from acmix.toolkit.target import Kernels, Lowered
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def expect(common: Shared, target: str, lowered: Lowered, recipe: Recipe) -> Exp
         return Expected(tuple(enumerate(samples)), (), conversion)
     from acmix.toolkit.pairs import are_own
 
-    simulation = _simulation(common, share, lowered)
+    simulation = _simulation(common, share, lowered, catalog.load_target(target).kernels)
     eager = list(enumerate(judged_by_simulation(common.samples, simulation)))
     if are_own(share.quantized.calibrated.ranges):
         # Eager is the program of pairs itself: what its integers keep under other roundings is asked, on every sample.
@@ -46,17 +48,17 @@ def expect(common: Shared, target: str, lowered: Lowered, recipe: Recipe) -> Exp
     return Expected(tuple(eager), tuple(simulation), conversion)
 
 
-def _simulation(common: Shared, share: QuantizedShare, lowered: Lowered) -> list[Reference]:
+def _simulation(common: Shared, share: QuantizedShare, lowered: Lowered, kernels: Kernels | None) -> list[Reference]:
     from acmix.toolkit.pairs import are_own
     from acmix.toolkit.quantized import placed_by_file
 
     if lowered.quantized and not are_own(share.quantized.calibrated.ranges):
         made = share.quantized
         pairs = placed_by_file(made.calibrated.program, lowered.quantized, made.grid)
-        return simulated(pairs, common.samples, lowered.half_arithmetic)
-    if lowered.half_arithmetic:
-        return simulated(share.quantized.pairs, common.samples, True)
-    return share.simulated
+        return simulated(pairs, common.samples, kernels, lowered.half_arithmetic)
+    if lowered.half_arithmetic or kernels not in share.simulated:
+        return simulated(share.quantized.pairs, common.samples, kernels, lowered.half_arithmetic)
+    return share.simulated[kernels]
 
 
 def _for_half(common: Shared) -> list[Reference]:

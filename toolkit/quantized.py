@@ -31,12 +31,14 @@ from acmix.toolkit.grid import (
     pads_with_zeros,
     statistics_layers,
 )
+from acmix.toolkit.int8_kernels import with_kernels
 from acmix.toolkit.prepare import flat_tensors
 from acmix.toolkit.program import copy_program, quiet
 from acmix.toolkit.quantize import graph_module, quantize
 from acmix.toolkit.ranges import Array, KeptFloat, QuantizedTensor, Ranges
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.samples import Samples
+from acmix.toolkit.target import Kernels
 from acmix.toolkit.verify import snr_db
 
 PERTURBATION = 1e-4
@@ -174,10 +176,12 @@ def _reads_integers(reader: Node, layers: Collection[str], known: Collection[str
 
 
 def simulate(
-    pairs: ExportedProgram, rounding: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+    pairs: ExportedProgram,
+    rounding: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+    kernels: Kernels | None = None,
 ) -> Simulation:
-    """Run a program of pairs in torch: the integers of the file, in float arithmetic."""
-    module = graph_module(pairs)
+    """Run a program of pairs in torch: the integers of the file, by a runtime's kernels or in float arithmetic."""
+    module = graph_module(pairs) if kernels is None else with_kernels(pairs, kernels)
 
     def run(inputs: Sequence[Array]) -> list[Array]:
         tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in inputs]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import sys
 import time
@@ -20,13 +19,12 @@ from acmix.toolkit.execute import Reference, snapped
 from acmix.toolkit.ranges import save_ranges
 from acmix.toolkit.request import ExportRequest
 from acmix.toolkit.samples import Probes, Samples, Spread
+from acmix.toolkit.simulated import simulated_each
 from acmix.toolkit.spec import Preprocess, TensorSpec
-from acmix.toolkit.target import Array
-from acmix.toolkit.verify import SampleSet, snr_db
+from acmix.toolkit.target import Array, Kernels
+from acmix.toolkit.verify import SampleSet
 
 if TYPE_CHECKING:
-    from torch.export import ExportedProgram
-
     from acmix.toolkit.capture import Captured
     from acmix.toolkit.conditioning import Attainable
     from acmix.toolkit.quantized import Quantized
@@ -38,12 +36,15 @@ CALIBRATION_IN_PROOF = 8
 
 @dataclass(frozen=True)
 class QuantizedShare:
-    """A quantized program and its files. simulated: its outputs on the probes, then on the photos."""
+    """A quantized program and its files.
+
+    simulated: its outputs on the probes, then on the photos, by each arithmetic of the targets that take it.
+    """
 
     quantized: Quantized
     pairs: Path
     ranges: Path | None
-    simulated: list[Reference]
+    simulated: dict[Kernels | None, list[Reference]]
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def share(request: ExportRequest, scratch: Path) -> Shared:
             made,
             scratch / f"pairs-{key}.pt2",
             _save_ranges(made, scratch / f"ranges-{key}.npz"),
-            simulated(made.pairs, [*references[0], *photos]),
+            simulated_each(made.pairs, [*references[0], *photos], _kernels_of(captured, key)),
         )
         for key, made in programs.quantized.items()
     }
@@ -220,34 +221,10 @@ def _sample_sets(request: ExportRequest, probes: Probes) -> list[Samples]:
     return sets
 
 
-def simulated(pairs: ExportedProgram, samples: Sequence[Reference], half_arithmetic: bool = False) -> list[Reference]:
-    """The same samples with the outputs of a program of pairs, and what those keep under other roundings."""
-    from acmix.toolkit.quantized import attainable_by, simulate
-
-    run = simulate(pairs)
-    outputs = [tuple(run(sample.inputs)) for sample in samples]
-    typical = typical_rms(outputs)
-    measure = attainable_by(pairs, half_arithmetic, typical)
-    return [
-        Reference(sample.identifier, sample.inputs, made, measure(sample.inputs, made), typical)
-        for sample, made in zip(samples, outputs, strict=True)
-    ]
-
-
-def typical_rms(outputs: Sequence[tuple[Array, ...]]) -> tuple[float, ...]:
-    """Of each output, over all samples."""
-    columns = zip(*outputs, strict=True)
-    return tuple(float(np.sqrt(np.mean([np.square(o.astype(np.float64)).mean() for o in one]))) for one in columns)
-
-
-def judged_by_simulation(samples: Sequence[Reference], simulation: Sequence[Reference]) -> list[Reference]:
-    """Eager's outputs, asking of a quantized file what its simulation keeps of them."""
-    made = []
-    for one, other in zip(samples, simulation, strict=True):
-        parts = zip(one.outputs, other.outputs, other.typical_rms, strict=True)
-        kept = tuple(snr_db(wanted, found, rms) for wanted, found, rms in parts)
-        made.append(dataclasses.replace(one, attainable_db=kept, typical_rms=other.typical_rms))
-    return made
+def _kernels_of(captured: Captured, key: int) -> list[Kernels | None]:
+    """The arithmetics of the targets that lower one program of pairs."""
+    targets = [catalog.load_target(name) for name, made in captured.programs.items() if id(made.program) == key]
+    return list(dict.fromkeys(target.kernels for target in targets if target.quantization == "pairs"))
 
 
 def _check_labels(request: ExportRequest, outputs: tuple[TensorSpec, ...]) -> None:

@@ -25,6 +25,8 @@ Runner = Callable[[Sequence[Array]], list[Array]]
 Evaluator = Callable[[Path], AbstractContextManager[Runner]]
 """Executes a saved file by the definition of its format, without its runtime."""
 ExecutedBy = Literal["runtime", "reference", ""]
+Kernels = Literal["xnnpack", "onnxruntime"]
+"""Whose int8 arithmetic a file is computed with: acmix.toolkit.int8_kernels follows it to the bit."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,10 @@ class Target(Protocol):
     @property
     def quantization(self) -> Literal["pairs", "ranges"]:
         """What a quantized program is lowered from: quantize and dequantize pairs in it, or float and job.ranges."""
+
+    @property
+    def kernels(self) -> Kernels | None:
+        """The arithmetic of its integers, which the simulation follows; None where it is float16's."""
 
     def refuses(self, recipe: Recipe, options: Any) -> str | None:
         """Why this cannot be lowered, and what to do instead; None when it can. Imports nothing heavy."""

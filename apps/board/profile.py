@@ -21,6 +21,7 @@ from acmix.toolkit.journal import journal_beside, result_of
 from acmix.toolkit.measure import INTERRUPTED
 from acmix.toolkit.remote import profile_on_device
 from acmix.toolkit.samples import Samples
+from acmix.toolkit.slower import SlowerInt8, slower_int8
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Outcome:
     measurement: profiling.Measurement | None = None
     saved: str = ""
     error: str = ""
+    slower: tuple[SlowerInt8, ...] = ()
 
 
 def profile(folders: Sequence[Path], names: str, flags: profiles.ProfileFlags, as_json: bool) -> None:
@@ -54,6 +56,8 @@ def profile(folders: Sequence[Path], names: str, flags: profiles.ProfileFlags, a
             continue
         screen.print(profiles.latencies(outcome.measurement))
         screen.print(profiles.judgement(outcome.measurement))
+        for one in outcome.slower:
+            screen.print(profiles.warning(one))
         screen.print(f"Raw samples: {os.path.relpath(outcome.saved)}")
         if INTERRUPTED in _cuts(outcome.measurement):
             break
@@ -80,6 +84,7 @@ def _row(outcome: Outcome) -> dict[str, object]:
         "measurement": outcome.measurement,
         "summary": summary,
         "saved": outcome.saved,
+        "slower_int8": outcome.slower,
     }
 
 
@@ -117,7 +122,7 @@ def _measured(
         return Outcome(device.name, error=str(error))
     saved = profiling.save(measurement, beside, result_of(journal))
     journal.unlink()
-    return Outcome(device.name, measurement, str(saved))
+    return Outcome(device.name, measurement, str(saved), slower=slower_int8(opened, measurement))
 
 
 def _measure(

@@ -263,10 +263,16 @@ def _placed(model: Any, nodes: Mapping[int, str]) -> tuple[QuantizedTensor, ...]
         and subgraph.tensors[operator.inputs[0]].type == schema.TensorType.FLOAT32
         for output in operator.outputs
     }
+    padded = {
+        _index(subgraph.tensors[operator.outputs[0]])[0]: _index(subgraph.tensors[operator.inputs[0]])[0]
+        for operator in subgraph.operators
+        if codes[operator.opcodeIndex] == schema.BuiltinOperator.PAD
+    }
     found: dict[tuple[str, float, int, bool], None] = {}
     for index, tensor in enumerate(subgraph.tensors):
         if tensor.type == schema.TensorType.INT8 and model.buffers[tensor.buffer].data is None:
-            q = tensor.quantization
-            node, made = nodes.get(_index(tensor)[0], ""), index not in rounded
+            q, source, made = tensor.quantization, _index(tensor)[0], index not in rounded
+            # A float padding before a layer is inside the program's layer: what is rounded there is its source.
+            node = nodes.get(source, "") or ("" if made else nodes.get(padded.get(source, -1), ""))
             found[node, float(q.scale[0]), int(q.zeroPoint[0]), made] = None
     return tuple(QuantizedTensor(node, scale, zero, for_all=made) for node, scale, zero, made in found)

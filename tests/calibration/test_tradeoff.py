@@ -48,7 +48,7 @@ def test_what_is_written_is_read_back_and_has_the_digest_that_is_said(tmp_path: 
     assert list(tmp_path.iterdir()) == [file]
     assert read_tradeoff(file) == FOUND
     assert digest(FOUND) == hashlib.sha256(file.read_bytes()).hexdigest()
-    assert json.loads(file.read_text())["schema_version"] == 1
+    assert json.loads(file.read_text())["schema_version"] == 2
 
 
 def test_two_ladders_never_have_one_name() -> None:
@@ -82,8 +82,8 @@ def test_a_damaged_file_is_refused(tmp_path: Path, text: str, sentence: str) -> 
 
 def test_another_version_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "tradeoff.json"
-    file.write_bytes(encoded(replace(FOUND, schema_version=2)))
-    with pytest.raises(UsageError, match="schema version 2"):
+    file.write_bytes(encoded(replace(FOUND, schema_version=3)))
+    with pytest.raises(UsageError, match="schema version 3"):
         read_tradeoff(file)
 
 

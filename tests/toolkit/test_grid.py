@@ -130,3 +130,18 @@ def test_only_a_padding_with_zeros_keeps_integers(mode: str) -> None:
             return self.b(torch.nn.functional.pad(self.a(x), (1, 1, 1, 1), mode=mode))
 
     assert ("pad" in grid_of(Padded(), 1, 3, 6, 6).produced) == (mode == "constant")
+
+
+def test_an_average_pool_has_a_scale_of_its_own_and_a_largest_pool_has_not() -> None:
+    class Pools(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(nn.functional.avg_pool2d(nn.functional.max_pool2d(self.a(x), 2), 2))
+
+    grid = grid_of(Pools(), 1, 3, 8, 8)
+    assert {"max_pool2d", "avg_pool2d"} <= grid.produced
+    assert grid.tensors["conv2d"].scale == grid.tensors["max_pool2d"].scale
+    assert grid.tensors["avg_pool2d"].scale != grid.tensors["max_pool2d"].scale
