@@ -65,7 +65,7 @@ class ExecuTorch:
     options: type[ExecuTorchOptions] = ExecuTorchOptions
     reference: None = None
     quantization: Literal["pairs"] = "pairs"
-    kernels: Literal["xnnpack"] = "xnnpack"
+    int8_kernels: Literal["xnnpack"] = "xnnpack"
 
     def refuses(self, recipe: Recipe, options: Any) -> str | None:
         if (recipe.weights, recipe.activations) not in PRECISIONS:

@@ -59,7 +59,7 @@ class OnnxTarget:
     options: type[OnnxOptions] = OnnxOptions
     reference: None = None
     quantization: Literal["pairs"] = "pairs"
-    kernels: Literal["onnxruntime"] = "onnxruntime"
+    int8_kernels: Literal["onnxruntime"] = "onnxruntime"
 
     def refuses(self, recipe: Recipe, options: Any) -> str | None:
         if options.opset not in OPSETS:

@@ -55,7 +55,7 @@ class TFLite:
     options: type[TFLiteOptions] = TFLiteOptions
     reference: None = None
     quantization: Literal["ranges"] = "ranges"
-    kernels: Literal["xnnpack"] = "xnnpack"
+    int8_kernels: Literal["xnnpack"] = "xnnpack"
 
     def refuses(self, recipe: Recipe, options: Any) -> str | None:
         if (recipe.weights, recipe.activations) in PRECISIONS:

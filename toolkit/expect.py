@@ -10,7 +10,7 @@ from acmix.toolkit.execute import HALF_ARITHMETIC_DB, Reference
 from acmix.toolkit.recipe import Recipe, Tolerance
 from acmix.toolkit.share import QuantizedShare, Shared
 from acmix.toolkit.simulated import judged_by_simulation, simulated
-from acmix.toolkit.target import Kernels, Lowered
+from acmix.toolkit.target import Int8Kernels, Lowered
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def expect(common: Shared, target: str, lowered: Lowered, recipe: Recipe) -> Exp
         return Expected(tuple(enumerate(samples)), (), conversion)
     from acmix.toolkit.pairs import are_own
 
-    simulation = _simulation(common, share, lowered, catalog.load_target(target).kernels)
+    simulation = _simulation(common, share, lowered, catalog.load_target(target).int8_kernels)
     eager = list(enumerate(judged_by_simulation(common.samples, simulation)))
     if are_own(share.quantized.calibrated.ranges):
         # Eager is the program of pairs itself: what its integers keep under other roundings is asked, on every sample.
@@ -48,7 +48,9 @@ def expect(common: Shared, target: str, lowered: Lowered, recipe: Recipe) -> Exp
     return Expected(tuple(eager), tuple(simulation), conversion)
 
 
-def _simulation(common: Shared, share: QuantizedShare, lowered: Lowered, kernels: Kernels | None) -> list[Reference]:
+def _simulation(
+    common: Shared, share: QuantizedShare, lowered: Lowered, kernels: Int8Kernels | None
+) -> list[Reference]:
     from acmix.toolkit.pairs import are_own
     from acmix.toolkit.quantized import placed_by_file
 

@@ -21,7 +21,7 @@ from torch.fx import GraphModule, Node
 
 from acmix.toolkit.grid import ACTIVATIONS, COMPUTE
 from acmix.toolkit.quantize import constant, graph_module
-from acmix.toolkit.target import Kernels
+from acmix.toolkit.target import Int8Kernels
 
 aten = torch.ops.aten
 QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
@@ -37,7 +37,7 @@ UNSIGNED = 128
 """ONNX files hold activations as uint8: integers and zero points are so much larger."""
 
 
-def with_kernels(pairs: ExportedProgram, kernels: Kernels) -> GraphModule:
+def with_kernels(pairs: ExportedProgram, kernels: Int8Kernels) -> GraphModule:
     """The program of pairs, with integers computed by a runtime's kernels wherever it fuses a layer with its pairs."""
     module = graph_module(pairs)
     for node in list(module.graph.nodes):
@@ -93,7 +93,7 @@ def _is(node: Any, operator: Any) -> bool:
 
 
 def _kernel(
-    module: GraphModule, quantize: Node, core: Node, activation: Node | None, kernels: Kernels
+    module: GraphModule, quantize: Node, core: Node, activation: Node | None, kernels: Int8Kernels
 ) -> tuple[list[Any], Callable[..., Tensor]]:
     """The integers that an operator reads, and the function in place of it and its pairs."""
     scale, zero_point = np.float32(quantize.args[1]), int(quantize.args[2])  # type: ignore[arg-type]

@@ -38,7 +38,7 @@ from acmix.toolkit.quantize import graph_module, quantize
 from acmix.toolkit.ranges import Array, KeptFloat, QuantizedTensor, Ranges
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.samples import Samples
-from acmix.toolkit.target import Kernels
+from acmix.toolkit.target import Int8Kernels
 from acmix.toolkit.verify import snr_db
 
 PERTURBATION = 1e-4
@@ -178,7 +178,7 @@ def _reads_integers(reader: Node, layers: Collection[str], known: Collection[str
 def simulate(
     pairs: ExportedProgram,
     rounding: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
-    kernels: Kernels | None = None,
+    kernels: Int8Kernels | None = None,
 ) -> Simulation:
     """Run a program of pairs in torch: the integers of the file, by a runtime's kernels or in float arithmetic."""
     module = graph_module(pairs) if kernels is None else with_kernels(pairs, kernels)

@@ -21,7 +21,7 @@ from acmix.toolkit.request import ExportRequest
 from acmix.toolkit.samples import Probes, Samples, Spread
 from acmix.toolkit.simulated import simulated_each
 from acmix.toolkit.spec import Preprocess, TensorSpec
-from acmix.toolkit.target import Array, Kernels
+from acmix.toolkit.target import Array, Int8Kernels
 from acmix.toolkit.verify import SampleSet
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class QuantizedShare:
     quantized: Quantized
     pairs: Path
     ranges: Path | None
-    simulated: dict[Kernels | None, list[Reference]]
+    simulated: dict[Int8Kernels | None, list[Reference]]
 
 
 @dataclass(frozen=True)
@@ -221,10 +221,10 @@ def _sample_sets(request: ExportRequest, probes: Probes) -> list[Samples]:
     return sets
 
 
-def _kernels_of(captured: Captured, key: int) -> list[Kernels | None]:
+def _kernels_of(captured: Captured, key: int) -> list[Int8Kernels | None]:
     """The arithmetics of the targets that lower one program of pairs."""
     targets = [catalog.load_target(name) for name, made in captured.programs.items() if id(made.program) == key]
-    return list(dict.fromkeys(target.kernels for target in targets if target.quantization == "pairs"))
+    return list(dict.fromkeys(target.int8_kernels for target in targets if target.quantization == "pairs"))
 
 
 def _check_labels(request: ExportRequest, outputs: tuple[TensorSpec, ...]) -> None:

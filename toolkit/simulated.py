@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from acmix.toolkit.execute import Reference
-from acmix.toolkit.target import Array, Kernels
+from acmix.toolkit.target import Array, Int8Kernels
 from acmix.toolkit.verify import snr_db
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def simulated_each(
-    pairs: ExportedProgram, samples: Sequence[Reference], wanted: Sequence[Kernels | None]
-) -> dict[Kernels | None, list[Reference]]:
+    pairs: ExportedProgram, samples: Sequence[Reference], wanted: Sequence[Int8Kernels | None]
+) -> dict[Int8Kernels | None, list[Reference]]:
     """By each arithmetic. What one keeps under other roundings is measured once: it is the same for another."""
     from acmix.toolkit.quantized import simulate
 
@@ -35,7 +35,7 @@ def simulated_each(
 def simulated(
     pairs: ExportedProgram,
     samples: Sequence[Reference],
-    kernels: Kernels | None = None,
+    kernels: Int8Kernels | None = None,
     half_arithmetic: bool = False,
 ) -> list[Reference]:
     """The same samples with the outputs of a program of pairs, and what those keep under other roundings."""

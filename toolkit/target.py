@@ -25,7 +25,7 @@ Runner = Callable[[Sequence[Array]], list[Array]]
 Evaluator = Callable[[Path], AbstractContextManager[Runner]]
 """Executes a saved file by the definition of its format, without its runtime."""
 ExecutedBy = Literal["runtime", "reference", ""]
-Kernels = Literal["xnnpack", "onnxruntime"]
+Int8Kernels = Literal["xnnpack", "onnxruntime"]
 """Whose int8 arithmetic a file is computed with: acmix.toolkit.int8_kernels follows it to the bit."""
 
 
@@ -141,7 +141,7 @@ class Target(Protocol):
         """What a quantized program is lowered from: quantize and dequantize pairs in it, or float and job.ranges."""
 
     @property
-    def kernels(self) -> Kernels | None:
+    def int8_kernels(self) -> Int8Kernels | None:
         """The arithmetic of its integers, which the simulation follows; None where it is float16's."""
 
     def refuses(self, recipe: Recipe, options: Any) -> str | None:

@@ -155,7 +155,9 @@ def _kill_the_client_of(client: str, words: str) -> None:
         for process in psutil.process_iter(["name"]):
             try:
                 if process.info["name"] == client and words in " ".join(process.cmdline()):
-                    time.sleep(0.15)
+                    # Of the file itself: greeting and keys are less.
+                    while process.io_counters().write_chars < 1 << 20 and time.monotonic() < deadline:
+                        time.sleep(0.001)
                     process.kill()
                     return
             except psutil.Error:

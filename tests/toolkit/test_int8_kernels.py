@@ -19,7 +19,7 @@ from acmix.toolkit.grid import choose_grid
 from acmix.toolkit.quantize import graph_module, quantize
 from acmix.toolkit.quantized import simulate
 from acmix.toolkit.ranges import Range, Ranges
-from acmix.toolkit.target import Kernels
+from acmix.toolkit.target import Int8Kernels
 from acmix.toolkit.verify import SNR_LIMIT_DB
 
 aten = torch.ops.aten
@@ -101,7 +101,7 @@ def deep_pairs() -> tuple[ExportedProgram, np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", ["onnxruntime", "xnnpack"])
-def test_every_layer_sum_and_pool_of_the_deep_network_is_a_kernel(kind: Kernels) -> None:
+def test_every_layer_sum_and_pool_of_the_deep_network_is_a_kernel(kind: Int8Kernels) -> None:
     module = kernels.with_kernels(deep_pairs()[0], kind)
     left = [n.target for n in module.graph.nodes if n.op == "call_function"]
     # The input's own rounding, by the runtime's way, and the scores as floats.
@@ -194,6 +194,6 @@ def test_an_average_is_one_product_of_the_exact_sum() -> None:
 
 def test_a_target_says_whose_arithmetic_its_integers_have() -> None:
     known: dict[str, Callable[[], object]] = {
-        name: catalog.load_target(name).kernels for name in catalog.stems("targets")
+        name: catalog.load_target(name).int8_kernels for name in catalog.stems("targets")
     }
     assert known == {"coreml": None, "executorch": "xnnpack", "onnx": "onnxruntime", "tflite": "xnnpack"}
