@@ -154,7 +154,8 @@ class ExecuTorch:
     def tap(self, file: Path, copy: Path) -> tuple[Tap, ...]:
         from acmix.targets.formats import executorch_taps
 
-        return executorch_taps.tap(file, copy)
+        with _quiet():
+            return executorch_taps.tap(file, copy)
 
 
 def _refuse_unfit_pairs(program: ExportedProgram, job: LoweringJob) -> None:
