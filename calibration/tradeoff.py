@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from acmix.toolkit.errors import UsageError
+from acmix.toolkit.errors import AcmixError, UsageError
 from acmix.toolkit.ranges import Observer
 
 if TYPE_CHECKING:
@@ -127,7 +127,12 @@ def timed(
     if tradeoff.chosen is not None:
         first[tradeoff.rungs[tradeoff.chosen].kept] = tradeoff.chosen
     measured = sorted(first.values())
-    base, *others = timer(program, [tried[i] for i in measured], asked)
+    try:
+        base, *others = timer(program, [tried[i] for i in measured], asked)
+    except AcmixError as error:
+        # The ladder stands without it; a target that fails here fails again, and tells, when it is exported.
+        reason = f"not measured: {str(error).splitlines()[0]}"
+        return replace(tradeoff, rungs=tuple(replace(rung, latency_reason=reason) for rung in tradeoff.rungs))
     known = dict(zip(measured, others, strict=True))
     rungs = tuple(
         replace(rung, latency=known[i])

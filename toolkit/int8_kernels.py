@@ -33,6 +33,8 @@ MEANS = frozenset({aten.mean.dim, aten.adaptive_avg_pool2d.default})
 
 EXACT_FLOAT32 = 2.0**24
 """Below it every sum of integers is exact in float32, in any order."""
+LEAST_RATIO, GREATEST_RATIO = 2.0**-10, 2.0**8
+"""Of an operand's scale to the sum's, in XNNPACK's sums."""
 UNSIGNED = 128
 """ONNX files hold activations as uint8: integers and zero points are so much larger."""
 
@@ -43,7 +45,7 @@ def with_kernels(pairs: ExportedProgram, kernels: Int8Kernels) -> GraphModule:
     for node in list(module.graph.nodes):
         if node.target is not QUANTIZE or node.args[5] is not torch.int8:
             continue
-        found = _fused(node)
+        found = _fused(node, kernels)
         if found is None:
             node.target = quantize if kernels == "onnxruntime" else node.target
             continue
@@ -69,7 +71,7 @@ class _Kernel(nn.Module):
         return self.compute(*integers)
 
 
-def _fused(quantize: Node) -> tuple[Node, Node | None] | None:
+def _fused(quantize: Node, kernels: Int8Kernels) -> tuple[Node, Node | None] | None:
     """The operator that a runtime fuses with the pairs around it, and its activation; None where it does not."""
     core = quantize.args[0]
     activation: Node | None = None
@@ -83,9 +85,24 @@ def _fused(quantize: Node) -> tuple[Node, Node | None] | None:
         reads = _is(core.args[0], DEQUANTIZE) and _is(core.args[1], DEQUANTIZE_CHANNELS)
     elif core.target in PAIRS:
         reads = all(_is(one, DEQUANTIZE) for one in core.args[:2]) and not core.kwargs
+        reads = reads and _in_range(core, quantize, kernels)
     else:
-        reads = core.target in MEANS and _is(core.args[0], DEQUANTIZE)
+        reads = core.target in MEANS and _is(core.args[0], DEQUANTIZE) and _is_global(core)
     return (core, activation) if reads else None
+
+
+def _in_range(pair: Node, quantize: Node, kernels: Int8Kernels) -> bool:
+    """Whether a runtime has a kernel for these two scales: only XNNPACK multiplies, and it adds what it can shift."""
+    if pair.target is aten.mul.Tensor:
+        return kernels == "xnnpack"
+    scales: list[Any] = [one.args[1] for one in (quantize, *pair.args[:2]) if isinstance(one, Node)]
+    ratios = [float(scale) / float(scales[0]) for scale in scales[1:]]
+    return kernels != "xnnpack" or all(LEAST_RATIO <= ratio < GREATEST_RATIO for ratio in ratios)
+
+
+def _is_global(mean: Node) -> bool:
+    """Whether it averages the whole map: an adaptive pool may leave more than one value of it."""
+    return mean.target is aten.mean.dim or list(mean.args[1]) == [1, 1]  # type: ignore[arg-type]
 
 
 def _is(node: Any, operator: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import numpy.typing as npt
+
+from acmix.toolkit.whole import write_whole
 
 SCHEMA_VERSION = 1
 UNMAPPED = "(unmapped)"
@@ -196,7 +197,4 @@ def _shares(report: LayerReport, ms: Sequence[float | None]) -> Iterator[float]:
 def save(report: LayerReport, folder: Path) -> Path:
     """Write the raw samples into a folder, under the time of the measurement; whole or not."""
     file = folder / f"layers-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as partial:
-        partial.write(msgspec.json.encode(report) + b"\n")
-    Path(partial.name).chmod(0o644)
-    return Path(partial.name).rename(file)
+    return write_whole(file, msgspec.json.encode(report) + b"\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from acmix.toolkit.journal import SUFFIX, Sample, lines_of
 from acmix.toolkit.measure import Event, Plan, Recorder
 from acmix.toolkit.ratio import Ratio, paired_ratio
 from acmix.toolkit.verdict import Judgement, Shape, judge
+from acmix.toolkit.whole import write_whole
 
 SCHEMA_VERSION = 2
 HOST_DIED = "the measuring process ended before it was done"
@@ -169,10 +169,7 @@ def summaries(measurement: Measurement) -> list[dict[str, Any]]:
 def save(measurement: Measurement, folder: Path, file: Path | None = None) -> Path:
     """Write the raw samples into a folder, under the time of the measurement unless a file is named; whole or not."""
     file = file or folder / f"profile-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as partial:
-        partial.write(msgspec.json.encode(measurement) + b"\n")
-    Path(partial.name).chmod(0o644)
-    return Path(partial.name).rename(file)
+    return write_whole(file, msgspec.json.encode(measurement) + b"\n")
 
 
 def read_measurement(file: Path) -> Measurement:

@@ -14,7 +14,7 @@ from pathlib import Path
 from acmix.toolkit import machine
 from acmix.toolkit.artifact import Artifact, check_digests, executed_by
 from acmix.toolkit.compute_floor import MACS, floor_file
-from acmix.toolkit.errors import GateError, UsageError
+from acmix.toolkit.errors import AcmixError, GateError, UsageError
 from acmix.toolkit.evaluate import rebuild
 from acmix.toolkit.execute import file_inputs
 from acmix.toolkit.kernels import KernelTime
@@ -52,6 +52,9 @@ def profile_layers(artifacts: Sequence[Artifact], request: LayersRequest, report
     machine; GateError when a runtime fails.
     """
     _check(artifacts)
+    network, missing = rebuild(artifacts[0], request.model)
+    if network is None and request.model is not None:
+        raise UsageError(f"--model {request.model} is not what {artifacts[0].name} was made from: {missing}.")
     remarks: list[str] = []
     targets = list(dict.fromkeys(artifact.manifest.target.name for artifact in artifacts))
     with contextlib.ExitStack() as stack:
@@ -67,7 +70,9 @@ def profile_layers(artifacts: Sequence[Artifact], request: LayersRequest, report
     taken = [tuple(record.taken["latency"]) for record in recorder.lanes]
     found = {target: Floor(MACS, ns) for target, ns in zip(floors, taken[len(lanes) :], strict=True)}
     report("finding the modules")
-    placed = _placed(artifacts, [one.kernels for one in kernels], request, remarks)
+    if network is None:
+        remarks.append(f"no time is mapped to modules: {missing}")
+    placed = _placed(artifacts, [one.kernels for one in kernels], network, request, remarks)
     layers = []
     for i, (artifact, operators) in enumerate(zip(artifacts, placed, strict=True)):
         plain, profiled = taken[2 * i], taken[2 * i + 1]
@@ -153,18 +158,25 @@ def _run(lanes: Sequence[_Lane], request: LayersRequest, recorder: Recorder, rep
 
 
 def _placed(
-    artifacts: Sequence[Artifact], kernels: Sequence[Sequence[KernelTime]], request: LayersRequest, remarks: list[str]
+    artifacts: Sequence[Artifact],
+    kernels: Sequence[Sequence[KernelTime]],
+    network: object,
+    request: LayersRequest,
+    remarks: list[str],
 ) -> list[list[OperatorTime]]:
-    """Every kernel with its module; all of them unmapped, with a remark, where the network cannot be built again."""
+    """Every kernel with its module; all of them unmapped, with a remark, where the network cannot be captured again."""
     # Imported here: all the rest needs no torch.
     from acmix.toolkit import capture
     from acmix.toolkit._layer_modules import nodes_of, place
 
-    network, missing = rebuild(artifacts[0], request.model)
+    unmapped = [place(some, {}, {}) for some in kernels]
     if not isinstance(network, capture.Network):
-        remarks.append(f"no time is mapped to modules: {missing}")
-        return [place(some, {}, {}) for some in kernels]
-    captured = capture.capture(network, sorted({artifact.manifest.target.name for artifact in artifacts}))
+        return unmapped
+    try:
+        captured = capture.capture(network, sorted({artifact.manifest.target.name for artifact in artifacts}))
+    except AcmixError as error:
+        remarks.append(f"no time is mapped to modules: {str(error).splitlines()[0]}")
+        return unmapped
     placed = []
     for i, (artifact, some) in enumerate(zip(artifacts, kernels, strict=True)):
         folder = request.scratch / str(i)

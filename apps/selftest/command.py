@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,13 +46,13 @@ def selftest(
     asked = load_device(device)
     _check_out(out, overwrite)
     opened = [open_artifact(folder) for folder in artifact or ()]
-    begun = record.now()
+    begun, addresses = record.now(), _addresses(asked)
     with (
         guarded_folder("acmix-selftest-") as scratch,
         connect(asked) as transport,
         console().status(asked.name) as status,
     ):
-        records = tuple(_without_address(r, asked) for r in _records(transport, opened, scratch, status.update))
+        records = tuple(_without_address(r, addresses) for r in _records(transport, opened, scratch, status.update))
     report = record.Report(_subject(asked, records), begun, record.now(), _versions(asked), _host(), records)
     record.write(report, out)
     if as_json:
@@ -59,16 +61,35 @@ def selftest(
     raise typer.Exit(1 if report.has_failed else 0)
 
 
-def _without_address(made: Record, device: Device) -> Record:
-    """A reason may quote ssh or adb; a serial is nobody's business, a name is."""
-    if not device.address or device.address == device.name:
-        return made
-    return replace(made, reason=made.reason.replace(device.address, "(its address)"))
+def _without_address(made: Record, addresses: Sequence[str]) -> Record:
+    """Reasons and evidence may quote ssh or adb; a serial is nobody's business, a name is."""
+    import msgspec
+
+    text = msgspec.json.encode(made).decode()
+    for address in addresses:
+        text = text.replace(msgspec.json.encode(address).decode()[1:-1], "(its address)")
+    return msgspec.json.decode(text, type=type(made))
+
+
+def _addresses(device: Device) -> list[str]:
+    """How the device's file, and ssh's own config, call the place: the longest first."""
+    from acmix.toolkit.devices.ssh import resolved
+
+    known = [device.address]
+    if device.transport == "ssh":
+        with contextlib.suppress(UsageError):
+            known.append(resolved(device.address))
+    hosts = [one.rpartition("@")[2].removeprefix("ssh://") for one in known]
+    hosts += [host.rpartition(":")[0] for host in hosts if ":" in host]
+    found = {one for one in (*known, *hosts) if one and one != device.name}
+    return sorted(found, key=len, reverse=True)
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
     if not out.absolute().parent.is_dir():
         raise UsageError(f"{out} cannot be written: there is no folder {out.parent}.\nMake it, or choose another.")
+    if not os.access(out.absolute().parent, os.W_OK):
+        raise UsageError(f"{out} cannot be written: you may not write into {out.parent}.\nChoose another folder.")
     if out.is_dir():
         raise UsageError(f"{out} is a folder.\nName a file: --out {out / 'selftest.json'}.")
     if out.exists() and not overwrite:
@@ -107,9 +128,10 @@ def _records(
         if check.name == "push and pull" and made.outcome == "failed":
             blocked = "files do not arrive there"
     files = list(opened)
-    if not opened:
-        claim = "the package's own tiny network is exported here, as float32 and as int8"
-        yield tried(Check("tiny network", claim, lambda: _exported(scratch, files)))
+    for precision in () if opened else PRECISIONS:
+        claim = f"the package's own tiny network is exported here as {precision}"
+        export = partial(_exported, scratch, precision, files)
+        yield tried(Check(f"tiny network, {precision}", claim, export))
     for artifact in files:
         yield from map(tried, runs.artifact_checks(bench, artifact))
     if files:
@@ -126,34 +148,40 @@ def _state(transport: Transport) -> Evidence:
     return {"availability": state.availability}
 
 
-def _exported(scratch: Path, files: list[Artifact]) -> Evidence:
-    files += export_tiny(scratch)
-    return {"artifacts": [file.name for file in files]}
+def _exported(scratch: Path, precision: str, files: list[Artifact]) -> Evidence:
+    made = export_tiny(scratch, precision)
+    files += made
+    return {"artifacts": [file.name for file in made]}
 
 
-def export_tiny(scratch: Path, targets: Sequence[str] = EXPORTED) -> list[Artifact]:
-    """The package's own tiny network, for each runtime that is installed here, as floats and as int8."""
+def export_tiny(scratch: Path, precision: str, targets: Sequence[str] = EXPORTED) -> list[Artifact]:
+    """The package's own tiny network at a precision, for each runtime that is installed here.
+
+    Raises SkippedError where something that it needs is not installed, FailedError where a target fails.
+    """
     from acmix.apps.requests import ExportFlags, export_request
     from acmix.apps.selftest import tiny
+    from acmix.apps.selftest.record import FailedError, SkippedError
     from acmix.toolkit import catalog, pipeline
 
     installed = [name for name in targets if catalog.missing_package(name) is None]
     if not installed:
-        raise UsageError(
+        raise SkippedError(
             "no runtime for devices is installed here, so that no file can be exported.\n"
             "Install one: pip install 'acmix[tflite]'; or give files: --artifact FOLDER."
         )
-    made: list[Artifact] = []
-    for precision in PRECISIONS:
-        flags = ExportFlags(
-            model=tiny.REFERENCE, target=",".join(installed), precision=precision, inputs=(tiny.INPUT,),
-            preprocess="imagenet", out=scratch / "exported", calibration="builtin" if precision == "w8a8" else None,
-        )  # fmt: skip
-        for outcome in pipeline.export(export_request(flags, {}), lambda target, stage, seconds: None):
-            if outcome.artifact is None:
-                raise UsageError(f"the tiny network cannot be exported here: {outcome.error}\n`acmix doctor` may help.")
-            made.append(outcome.artifact)
-    return made
+    flags = ExportFlags(
+        model=tiny.REFERENCE, target=",".join(installed), precision=precision, inputs=(tiny.INPUT,),
+        preprocess="imagenet", out=scratch / "exported", calibration="builtin" if precision == "w8a8" else None,
+    )  # fmt: skip
+    try:
+        request = export_request(flags, {})
+    except UsageError as error:
+        raise SkippedError(str(error)) from error
+    outcomes = pipeline.export(request, lambda target, stage, seconds: None)
+    if broken := [outcome.error for outcome in outcomes if outcome.artifact is None]:
+        raise FailedError(f"the tiny network cannot be exported here: {broken[0]}\n`acmix doctor` may help.")
+    return [outcome.artifact for outcome in outcomes if outcome.artifact is not None]
 
 
 def _subject(device: Device, records: Sequence[Record]) -> Subject:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import msgspec
 from acmix.toolkit.conditions import Identity
 from acmix.toolkit.device import printable
 from acmix.toolkit.errors import AcmixError, UsageError
+from acmix.toolkit.whole import write_whole
 
 SCHEMA_VERSION = 1
 Outcome = Literal["passed", "failed", "skipped"]
@@ -72,7 +72,7 @@ class FailedError(Exception):
 
 
 class SkippedError(Exception):
-    """A claim that cannot be checked there, and why."""
+    """A claim that cannot be checked: nothing there can run it, or something is not installed here."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Check:
 
 
 def conduct(check: Check) -> Record:
-    """Try one claim. A device that fails us is a failed check; what is not installed here is no fault of the device."""
+    """Try one claim. Whatever goes wrong is a failed check, but for what the check itself skips."""
     begin = time.perf_counter()
 
     def made(outcome: Outcome, reason: str, evidence: Evidence) -> Record:
@@ -96,7 +96,7 @@ def conduct(check: Check) -> Record:
         return made("passed", "", check.run())
     except FailedError as error:
         return made("failed", str(error), error.evidence)
-    except (SkippedError, UsageError) as error:
+    except SkippedError as error:
         return made("skipped", str(error), {})
     except AcmixError as error:
         return made("failed", str(error), {})
@@ -114,11 +114,7 @@ def now() -> str:
 
 def write(report: Report, file: Path) -> None:
     """Save a report; the file appears whole."""
-    data = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
-    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as partial:
-        partial.write(data)
-    Path(partial.name).chmod(0o644)
-    Path(partial.name).replace(file)
+    write_whole(file, msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
 
 
 def read(file: Path) -> Report:

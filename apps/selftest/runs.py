@@ -118,7 +118,11 @@ def _backwards(first: State, second: State) -> list[str]:
 
 
 def _bundle(bench: Bench, artifact: Artifact) -> RunnerBundle:
-    (bundle,) = choose_runners(bench.transport, [artifact])
+    try:
+        (bundle,) = choose_runners(bench.transport, [artifact])
+    except UsageError as error:
+        # There is no runner for it there, or nothing here to build one with.
+        raise SkippedError(str(error)) from error
     return bundle
 
 
@@ -210,7 +214,7 @@ def _measured(bench: Bench, artifacts: Sequence[Artifact], request: profiling.Pr
     for artifact in artifacts:
         try:
             pairs.append((artifact, _bundle(bench, artifact)))
-        except UsageError as error:
+        except SkippedError as error:
             refused = str(error)
     if not pairs:
         raise SkippedError(f"none of the files runs there: {refused}")

@@ -66,6 +66,8 @@ def test_the_heaviest_module_comes_first_on_every_runtime(lopsided: list[str], t
         (["--layers", "--plot", "layers.docx"], "a picture ends in .png"),
         (["--layers", "--plot", "nowhere/layers.png"], "there is no folder nowhere"),
         (["--layers", "--threads", "999"], "--threads 999: this host has"),
+        (["--layers", "--model", LOPSIDED], "is not what make_net-onnx-float32 was made from"),
+        (["--layers", "--model", "nowhere.py:make"], "there is no file nowhere.py"),
     ],
 )
 def test_flags_that_do_not_go_with_it_are_refused(exported: Exported, words: list[str], message: str) -> None:

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from acmix.apps.selftest import runs
-from acmix.apps.selftest.command import export_tiny
+from acmix.apps.selftest.command import _addresses, _without_address, export_tiny
 from acmix.apps.selftest.links import _numbers
-from acmix.apps.selftest.record import Check, FailedError, Report, SkippedError, Subject, conduct, read, write
+from acmix.apps.selftest.record import Check, FailedError, Record, Report, SkippedError, Subject, conduct, read, write
 from acmix.apps.selftest.tiny import make_net
 from acmix.toolkit.conditions import Battery, Clock, Sensor, State
+from acmix.toolkit.device import Device
 from acmix.toolkit.errors import GateError, UsageError
 
 
@@ -27,7 +28,7 @@ def test_the_tiny_network_is_the_same_everywhere_and_draws_nothing_from_the_call
 
 
 def test_the_tiny_network_is_exported_as_floats_and_as_integers(tmp_path: Path) -> None:
-    made = export_tiny(tmp_path, ("onnx",))
+    made = [artifact for one in ("float32", "w8a8") for artifact in export_tiny(tmp_path, one, ("onnx",))]
     assert [a.manifest.recipe.name for a in made] == ["float32", "w8a8"]
     assert all(a.manifest.proof.verdict == "passed" for a in made)
     quantized = made[1].manifest.quantization
@@ -40,7 +41,7 @@ def test_the_tiny_network_is_exported_as_floats_and_as_integers(tmp_path: Path) 
         (FailedError("no", seen=3), "failed"),
         (SkippedError("cannot be"), "skipped"),
         (GateError("the device is \x1b[31mgone\nPlug it in."), "failed"),
-        (UsageError("no compiler"), "skipped"),
+        (UsageError("the artifact was changed"), "failed"),
     ],
 )
 def test_whatever_goes_wrong_becomes_a_record_in_safe_words(error: Exception, outcome: str) -> None:
@@ -50,6 +51,14 @@ def test_whatever_goes_wrong_becomes_a_record_in_safe_words(error: Exception, ou
     made = conduct(Check("one", "it holds", run))
     assert made.outcome == outcome and made.reason and made.reason.isprintable()
     assert made.evidence == ({"seen": 3} if isinstance(error, FailedError) else {})
+
+
+def test_an_address_is_in_neither_the_reason_nor_the_evidence() -> None:
+    device = Device("rpi_5", "ssh", "pi@10.1.2.3")
+    said = "pi@10.1.2.3 is offline: ssh: connect to host 10.1.2.3 port 22"
+    made = _without_address(Record("link", "it is there", "failed", said, {"said": [said]}), _addresses(device))
+    assert "10.1.2.3" not in repr(made) and "is offline: ssh: connect to host (its address) port 22" in made.reason
+    assert _without_address(made, _addresses(Device("host", "local"))) == made
 
 
 def test_a_defect_of_ours_is_no_failure_of_the_device() -> None:

@@ -19,6 +19,7 @@ from acmix.calibration.rung_latency import RungTimer, latency_of
 from acmix.calibration.tradeoff import Latency, Rung, Tradeoff, draw, timed
 from acmix.targets.coreml import TARGET as COREML
 from acmix.targets.onnx import TARGET as ONNX
+from acmix.toolkit.errors import GateError
 from acmix.toolkit.quantize import graph_module
 from acmix.toolkit.quantized import Calibrated
 from acmix.toolkit.request import TargetRequest
@@ -97,6 +98,21 @@ def test_where_no_runtime_is_nothing_is_measured_and_every_rung_says_why(program
     made = timed(FOUND, program, [], timer, ())
     assert made.float_latency is None
     assert all(one.latency is None and "coreml" in one.latency_reason for one in made.rungs)
+
+
+class Breaking(Noting):
+    """A converter that fails on one of the rungs."""
+
+    def __call__(
+        self, program: ExportedProgram, rungs: Sequence[Calibrated], asked: Sequence[str] = ()
+    ) -> tuple[Latency, ...]:
+        raise GateError("onnx: the converter crashed\nFull log: log")
+
+
+def test_a_converter_that_fails_costs_the_latencies_and_not_the_ladder(program: ExportedProgram) -> None:
+    made = timed(FOUND, program, [Calibrated(program, None)] * 4, Breaking(), ())
+    assert made.chosen == FOUND.chosen and made.float_latency is None
+    assert {one.latency_reason for one in made.rungs} == {"not measured: onnx: the converter crashed"}
 
 
 def test_the_ratio_is_that_of_interleaved_runs() -> None:

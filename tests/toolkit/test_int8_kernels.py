@@ -82,8 +82,12 @@ def test_float_arithmetic_on_the_same_integers_parts_from_them() -> None:
 
 
 def deep_pairs() -> tuple[ExportedProgram, np.ndarray]:
-    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
-    program = torch.export.export(make_deep(), (x,))
+    return pairs_of(make_deep(), torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(3)))
+
+
+def pairs_of(net: nn.Module, x: Tensor) -> tuple[ExportedProgram, np.ndarray]:
+    """A network with its pairs, whose ranges are those of one input."""
+    program = torch.export.export(net, (x,))
     module = graph_module(program)
     found: dict[str, Range] = {}
 
@@ -108,6 +112,34 @@ def test_every_layer_sum_and_pool_of_the_deep_network_is_a_kernel(kind: Int8Kern
     first = kernels.quantize if kind == "onnxruntime" else kernels.QUANTIZE
     assert left == [first, kernels.DEQUANTIZE]
     assert sum(n.op == "call_module" for n in module.graph.nodes) == 1 + 2 * 8 + 8 + 1 + 1 + 1
+
+
+@pytest.mark.parametrize("kind", ["onnxruntime", "xnnpack"])
+def test_a_pool_that_leaves_more_than_one_value_is_no_mean_of_the_map(kind: Int8Kernels) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5)).eval()
+    pairs, x = pairs_of(net, torch.randn(1, 3, 16, 16))
+    found, eager = simulate(pairs, kernels=kind)([x])[0], net(torch.from_numpy(x)).detach().numpy()
+    assert found.shape == (1, 5)
+    assert float(np.abs(found - eager).max()) < 0.05 * float(np.abs(eager).max())
+
+
+def test_scales_too_far_apart_for_xnnpack_are_added_in_float() -> None:
+    class Silent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+            nn.init.constant_(self.left.weight, 1e-6)
+            nn.init.zeros_(self.left.bias)  # type: ignore[arg-type]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.left(x) + self.right(x)
+
+    torch.manual_seed(0)
+    pairs, x = pairs_of(Silent().eval(), torch.randn(1, 3, 8, 8))
+    module = kernels.with_kernels(pairs, "xnnpack")
+    assert aten.add.Tensor in [n.target for n in module.graph.nodes]
+    assert np.isfinite(simulate(pairs, kernels="xnnpack")([x])[0]).all()
 
 
 @pytest.mark.parametrize(

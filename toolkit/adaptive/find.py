@@ -43,6 +43,8 @@ def _of_a_user(reference: str) -> AdaptiveSpec | None:
 
     Raises UsageError when the file is not there or fails.
     """
+    if reference.startswith(UNROLLED):
+        return None
     module, _, attribute = reference.rpartition(":")
     found = getattr(import_source(module), attribute, None) if module else None
     return replace(found, reference=reference) if isinstance(found, AdaptiveSpec) else None

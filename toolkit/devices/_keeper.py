@@ -33,13 +33,16 @@ word=
 read -r word
 [ "$word" = bye ] || sleep {grace_s}
 [ "$(cat "$d/.keeper" 2>/dev/null)" = {token} ] || exit 0
+# Under another name first: whoever comes back now makes a folder of his own, which is not ours to remove.
+gone=$d.gone
+mv "$d" "$gone" || exit 1
 for pause in 0 1 1 2 4; do
     sleep $pause
-    rm -rf "$d"
-    [ -e "$d" ] || break
+    rm -rf "$gone"
+    [ -e "$gone" ] || break
 done
 rmdir "${{d%/*}}" 2>/dev/null
-[ ! -e "$d" ]
+[ ! -e "$gone" ]
 """
 
 

@@ -9,7 +9,7 @@ import subprocess
 import time
 
 from acmix.toolkit.device import printable
-from acmix.toolkit.devices._framing import Frame, read_pid, unframe
+from acmix.toolkit.devices._framing import GREETING_LIMIT_BYTES, LONGEST_MARK_BYTES, Frame, read_pid, unframe
 from acmix.toolkit.devices._process import CHUNK_BYTES, STDERR_LIMIT_BYTES
 from acmix.toolkit.errors import GateError
 
@@ -57,7 +57,7 @@ class ProcessLines:
                 line = bytes(self.stdout[: end + 1])
                 del self.stdout[: end + 1]
                 return line
-            if len(self.stdout) >= limit_bytes:
+            if self.begun and len(self.stdout) >= limit_bytes:
                 raise GateError(f"{self.device}: the runner sent a line of more than {limit_bytes} bytes")
             if not self.stdout_open:
                 raise self._gone()
@@ -130,6 +130,8 @@ class ProcessLines:
             self.pid = read_pid(begin[1])
             self.begun = True
             del self.stdout[: begin.end()]
+        elif len(self.stdout) > GREETING_LIMIT_BYTES:
+            del self.stdout[:-LONGEST_MARK_BYTES]
 
     def _last_words(self) -> str:
         stderr = bytes(self.stderr) if self.made is None else unframe(self.made, bytes(self.stderr)).stderr
