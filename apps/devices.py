@@ -120,10 +120,13 @@ def clean(
     from acmix.toolkit.devices._shell import ShellTransport
 
     rows: list[dict[str, str | int]] = []
-    for device in [load_device(name) for name in names]:
+    devices = [load_device(name) for name in names]
+    for device in devices:
+        if device.transport not in ("adb", "ssh"):
+            raise UsageError(f"{device.name}: nothing of acmix stays there.\nClean devices over adb or ssh.")
+    for device in devices:
         with connect(device) as transport:
-            if not isinstance(transport, ShellTransport):
-                raise UsageError(f"{device.name}: nothing of acmix stays there.\nClean devices over adb or ssh.")
+            assert isinstance(transport, ShellTransport)
             rows.append({"name": device.name, "removed": transport.remove_every_work_folder()})
     if as_json:
         print_json("devices clean", devices=rows)

@@ -67,6 +67,9 @@ def slower_int8(artifacts: Sequence[Artifact], measurement: Measurement) -> tupl
     return tuple(found)
 
 
+UNKNOWN_PLACES = "which operators leave the accelerator is known on the device alone"
+
+
 def blame(manifest: Manifest) -> tuple[str, ...]:
     """What of a quantized file does not compute on integers inside its delegate, the weightiest first, in words."""
     outside = _outside(manifest.placement.operators)
@@ -80,7 +83,9 @@ def blame(manifest: Manifest) -> tuple[str, ...]:
     found = [*outside, *floating]
     left = len(found) - MOST_REASONS
     changes = _changes(manifest)
-    return (*found[:MOST_REASONS], *([f"{left} more kinds of operators"] if left > 0 else []), *changes)
+    unknown = [UNKNOWN_PLACES] if any(op.delegated is None for op in manifest.placement.operators) else []
+    rest = [f"{left} more kinds of operators"] if left > 0 else []
+    return (*found[:MOST_REASONS], *rest, *changes, *unknown)
 
 
 def _is_int8(manifest: Manifest) -> bool:

@@ -3,8 +3,8 @@
 #   tests/devices/machine_make.sh ROOT OUT
 # OUT gets vmlinuz and root.cpio. The keys come in at the boot (machine_boot.sh).
 set -euo pipefail
-root=$(realpath "$1") out=$2
-mkdir -p "$out"
+mkdir -p "$2"
+root=$(realpath "$1") out=$(realpath "$2")
 work=$(mktemp -d "$out/.make-XXXXXX")
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work"/{parts,lists/partial,cache/archives/partial,kernel,root}

@@ -89,6 +89,14 @@ def test_the_blame_names_what_the_manifest_says_is_float(exported: Exported, tar
     assert not [op for op in manifest.placement.operators if op.delegated and f"x {op.kind} outside" in said]
 
 
+def test_of_a_file_whose_places_are_unknown_here_that_is_said(exported: Exported) -> None:
+    manifest = exported("w8a8")["coreml"].manifest
+    if all(operator.delegated is not None for operator in manifest.placement.operators):
+        pytest.skip("Core ML tells its placement here")
+    assert blame(manifest)[-1] == "which operators leave the accelerator is known on the device alone"
+    assert "known on the device alone" not in "".join(blame(exported("w8a8")["onnx"].manifest))
+
+
 def test_the_warning_prints_no_escape_sequence_of_a_foreign_manifest(exported: Exported) -> None:
     artifacts = pair(exported, "onnx")
     (found,) = slower_int8(artifacts, measured(artifacts, [2.0, 3.0]))
