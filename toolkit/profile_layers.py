@@ -17,6 +17,7 @@ from acmix.toolkit.compute_floor import MACS, floor_file
 from acmix.toolkit.errors import AcmixError, GateError, UsageError
 from acmix.toolkit.evaluate import rebuild
 from acmix.toolkit.execute import file_inputs
+from acmix.toolkit.joining import own_file
 from acmix.toolkit.kernels import KernelTime
 from acmix.toolkit.layer_times import Floor, LayerReport, LayerTimes, OperatorTime
 from acmix.toolkit.measure import Plan, Recorder, Timed, Watch, measure
@@ -60,7 +61,7 @@ def profile_layers(artifacts: Sequence[Artifact], request: LayersRequest, report
     with contextlib.ExitStack() as stack:
         lanes: list[_Lane] = []
         for artifact in artifacts:
-            target, file = artifact.manifest.target.name, artifact.model_file
+            target, file = artifact.manifest.target.name, own_file(artifact, "timing its kernels")
             sessions = [stack.enter_context(_open(target, file, request, profiled)) for profiled in (False, True)]
             lanes += [_Lane(session, _noise(artifact)) for session in sessions]
         floors = dict(_floors(targets, request, stack, remarks))

@@ -21,6 +21,7 @@ from acmix.toolkit.devices._guard import guarded_folder
 from acmix.toolkit.errors import GateError, UsageError
 from acmix.toolkit.execute import Reference, compared, file_inputs
 from acmix.toolkit.gate import wait_until_ready
+from acmix.toolkit.joining import own_file
 from acmix.toolkit.journal import Journal
 from acmix.toolkit.measure import Event, Recorder, Timed, Watch, keep, measure
 from acmix.toolkit.measurement import Header, Measurement, Subject, assemble
@@ -114,7 +115,8 @@ def _place(
     number: of the artifact. Each has a place of its own: the same model file may come with other probes.
     """
     place = f"models/{number}"
-    file = transport.push(artifact.model_file, f"{place}/{artifact.model_file.name}")
+    model = own_file(artifact, "a runner on a device")
+    file = transport.push(model, f"{place}/{model.name}")
     references = tuple(stored_references(artifact))
     interface, inputs, turns = interface_of(artifact), {}, []
     with guarded_folder("acmix-inputs-") as here:
