@@ -177,10 +177,10 @@ def _troubles(stages: tuple[Stage, ...], networks: set[str]) -> Iterator[str]:
                     yield f"stage {stage.name!r} reads {value!r} before anything made it"
             if isinstance(step, Run):
                 running.add(step.network)
-            if isinstance(step, Crop | Resize) and step.source in known - images:
+            if isinstance(step, Crop) and step.source in known - images:
                 yield (
-                    f"stage {stage.name!r} cuts or resizes {step.source!r}, which is no image: host steps take what "
-                    "'photo', 'resize' and 'crop' make"
+                    f"stage {stage.name!r} crops {step.source!r}, which is no image: a crop is cut from what 'photo', "
+                    "'resize' or another 'crop' makes"
                 )
             if isinstance(step, Photo | Crop | Resize):
                 images.add(step.gives)

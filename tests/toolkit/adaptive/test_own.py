@@ -20,7 +20,7 @@ OWN = """
 import torch
 from torch import nn
 
-from acmix.toolkit.adaptive.spec import AdaptiveSpec, Crop, Photo, Resize, Run, Stage, Zeros, own
+from acmix.toolkit.adaptive.spec import AdaptiveSpec, Crop, Photo, Run, Stage, Zeros, own
 from acmix.toolkit.spec import ModelSpec, TensorSpec, imagenet_preprocess
 
 
@@ -124,12 +124,12 @@ def test_a_file_that_is_not_there_or_fails_is_told(tmp_path: Path) -> None:
         (
             'Run("late", ("maps",)',
             'Crop("maps", "logits_1", (8, 8), "patch"), Run("late", ("patch",)',
-            "'late' cuts or resizes 'maps', which is no image: host steps take what 'photo', 'resize' and 'crop' make",
+            "'late' crops 'maps', which is no image: a crop is cut from what 'photo', 'resize' or another 'crop' makes",
         ),
         (
             'Run("late", ("maps",)',
-            'Zeros((1, 6, 16, 16), "none"), Resize("none", (8, 8), "small"), Run("late", ("small",)',
-            "'late' cuts or resizes 'none', which is no image",
+            'Zeros((1, 6, 16, 16), "none"), Crop("none", "logits_1", (8, 8), "patch"), Run("late", ("patch",)',
+            "'late' crops 'none', which is no image",
         ),
         ('name="own_net"', 'name="../own"', r"is called '\.\./own'; folders are named after it"),
     ],
