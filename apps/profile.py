@@ -55,10 +55,15 @@ def profile(
     if layers or plot is not None or model is not None:
         from acmix.apps import layers as by_layer
 
-        others = {"--seconds": seconds, "--wait": wait, "--photos": photos, "--device": device}
+        others = {"--seconds": seconds, "--wait": wait, "--photos": photos}
         by_layer.refuse(artifacts, others, layers)
         count = profiles.plan_of(preset or DEFAULT_PRESET).runs if runs is None else runs
-        return by_layer.show(artifacts, count, 1 if threads is None else threads, model, plot, as_json)
+        wanted = by_layer.LayerFlags(count, threads, model, plot)
+        if device is not None:
+            from acmix.apps.board import layers as board_layers
+
+            return board_layers.show(artifacts, device, wanted, as_json)
+        return by_layer.show(artifacts, wanted, as_json)
     if any(is_adaptive(folder) for folder in artifacts):
         from acmix.apps import adaptive, adaptive_flags
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from acmix.apps.board.choose import choose_runners
 from acmix.apps.cli import app
-from acmix.toolkit import remote
+from acmix.toolkit import _remote_place, remote
 from acmix.toolkit.artifact import Artifact, digest_files, write_manifest
 from acmix.toolkit.device import Device
 from acmix.toolkit.devices import connect
@@ -72,7 +72,7 @@ def test_every_runner_gives_what_the_runtime_here_gives(device: Device, exported
     with connect(device) as transport:
         for artifact, bundle in zip(artifacts, choose_runners(transport, artifacts), strict=True):
             folder = transport.push(bundle.folder, f"runners/{bundle.name}")
-            placed = remote._place(transport, artifact, bundle, folder, 0)
+            placed = _remote_place.place(transport, artifact, bundle, folder, 0)
             wanted = on_host(artifact, placed.references, tmp_path / "log")
             with placed.start(transport) as runner:
                 assert runner.load(placed.file, 1).ns > 0

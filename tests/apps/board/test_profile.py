@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from acmix.apps.board.choose import _installed_there, choose_runners
 from acmix.apps.cli import app
-from acmix.toolkit import remote
+from acmix.toolkit import _remote_place, remote
 from acmix.toolkit.artifact import Artifact
 from acmix.toolkit.device import Device
 from acmix.toolkit.devices import connect
@@ -116,6 +116,8 @@ def test_two_artifacts_of_the_same_model_file_keep_their_own_probes(exported: Ex
     other = Artifact(artifact.folder, replace(artifact.manifest, seed=artifact.manifest.seed + 1))
     bundle = remote.RunnerBundle(tmp_path, "none", ("true",), "none")
     with connect(BOX) as transport:
-        placed = [remote._place(transport, each, bundle, "", number) for number, each in enumerate((artifact, other))]
-        (first,), (second,) = (each.inputs[remote.TIMED_PROBE] for each in placed)
+        placed = [
+            _remote_place.place(transport, each, bundle, "", number) for number, each in enumerate((artifact, other))
+        ]
+        (first,), (second,) = (each.inputs[_remote_place.TIMED_PROBE] for each in placed)
         assert Path(first).read_bytes() != Path(second).read_bytes()
