@@ -107,17 +107,14 @@ class CoreMLTarget:
         _seal_weights(specification, file)
         coreml_package.write_specification(file, specification)
         inputs, outputs = _interface(specification, job)
-        details = {
-            "minimum_deployment": _deployment(job),
-            "specification_version": str(specification.specificationVersion),
-        }
+        version = str(specification.specificationVersion)
+        details = {"minimum_deployment": _deployment(job), "specification_version": version}
         return Lowered(inputs, outputs, tuple(notes), half_arithmetic=half, details=details)
 
     @contextlib.contextmanager
     def runner(self, file: Path, threads: int) -> Iterator[Runner]:
         """Predict on the CPU, whose results do not depend on the Mac; Core ML chooses its own threads."""
-        _, run, _ = self._loaded(file)
-        yield run
+        yield self._loaded(file)[1]
 
     @contextlib.contextmanager
     def profiler(self, file: Path, threads: int) -> Iterator[Profiled]:
