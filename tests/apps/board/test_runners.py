@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 import pytest
 
-from acmix.apps.board.build import COMMON, SOURCES
+from acmix.apps.board.build import BUILDS, COMMON, SOURCES
 from acmix.apps.board.choose import PYTHON_RUNNER
 from acmix.apps.board.python_runner import results_of
 from acmix.toolkit.artifact import Artifact
@@ -73,6 +73,35 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     linked = [f"-L{library}", "-lLiteRt", f"-Wl,-rpath,{library}"]
     subprocess.run([compiler, "-std=gnu11", "-g", "-O1", *strict, "-o", str(made), *sources, *linked], check=True)
     return [str(made)]
+
+
+@pytest.fixture(scope="module")
+def native_executorch(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The C++ runner for this machine, on the libraries of the installed package."""
+    compiler = shutil.which("g++")
+    spec = importlib.util.find_spec("executorch")
+    if compiler is None or spec is None or sys.platform != "linux":
+        pytest.skip("there is no g++, no executorch, or no Linux here")
+    package, made = (
+        Path(next(iter(spec.submodule_search_locations or ()))),
+        tmp_path_factory.mktemp("native_executorch"),
+    )
+    objects = [str(made / f"{name}.o") for name in COMMON]
+    for name, file in zip(COMMON, objects, strict=True):
+        subprocess.run(["gcc", "-std=gnu11", "-c", "-o", file, str(SOURCES / name)], check=True)
+    build, libraries = BUILDS["executorch"], package / "lib"
+    included = [f"-isystem{package.parent / path}" for path in build.includes]
+    linked = [
+        f"-L{libraries}",
+        "-Wl,--no-as-needed",
+        *(f"-l{name}" for name in build.linked),
+        f"-Wl,-rpath,{libraries}",
+    ]
+    source = ["-DC10_USING_CUSTOM_GENERATED_MACROS", *included, *objects, str(SOURCES / build.source)]
+    # Warnings of ours are errors; the package's own headers are the system's.
+    strict = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wl,--allow-shlib-undefined"]
+    subprocess.run([compiler, *strict, "-o", str(made / "runner"), *source, *linked], check=True)
+    return [str(made / "runner")]
 
 
 @pytest.fixture(params=["native", "python"])
@@ -176,13 +205,17 @@ def profile_of(command: list[str], artifact: Artifact, folder: Path) -> Notes:
     return notes
 
 
-@pytest.mark.parametrize(("target", "precision"), [("tflite", "float32"), ("tflite", "w8a8"), ("onnx", "float32")])
+@pytest.mark.parametrize(
+    ("target", "precision"),
+    [("tflite", "float32"), ("tflite", "w8a8"), ("onnx", "float32"), ("executorch", "float32")],
+)
 def test_a_runner_notes_the_kernels_that_the_runtime_notes_here(
     request: pytest.FixtureRequest, exported: Exported, tmp_path: Path, target: str, precision: str
 ) -> None:
     artifact = exported(precision)[target]
+    native = {"tflite": "native", "executorch": "native_executorch"}.get(target)
     python = [sys.executable, str(PYTHON_RUNNER), target]
-    notes = profile_of(request.getfixturevalue("native") if target == "tflite" else python, artifact, tmp_path)
+    notes = profile_of(request.getfixturevalue(native) if native else python, artifact, tmp_path)
     arrays, _ = inputs_of(artifact, tmp_path)
     wanted = SessionRequest(target, str(artifact.model_file), profiled=True)
     with open_session(wanted, tmp_path / "log") as session:
