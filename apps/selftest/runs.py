@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,11 @@ COLDEST, HOTTEST = -40.0, 150.0
 
 @dataclass(frozen=True)
 class Bench:
-    """What these checks share. log: of the runtimes here."""
+    """What these checks share. log: of the runtimes here.  bundles: what was chosen, by the kind of file."""
 
     transport: Transport
     log: Path
+    bundles: dict[str, RunnerBundle] = field(default_factory=dict)
 
     @property
     def is_host(self) -> bool:
@@ -129,11 +130,17 @@ def _backwards(first: State, second: State) -> list[str]:
 
 
 def _bundle(bench: Bench, artifact: Artifact, profiled: bool = False) -> RunnerBundle:
+    # To ask starts a Python there, which takes a board seconds.
+    target = artifact.manifest.target
+    kind = f"{target.name} {target.options.get('delegate', '')} {profiled}"
+    if kind in bench.bundles:
+        return bench.bundles[kind]
     try:
         (bundle,) = choose_runners(bench.transport, [artifact], profiled)
     except UsageError as error:
         # There is no runner for it there, or nothing here to build one with.
         raise SkippedError(str(error)) from error
+    bench.bundles[kind] = bundle
     return bundle
 
 
