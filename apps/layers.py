@@ -38,6 +38,7 @@ class LayerFlags:
 REFUSED = {
     "--seconds": "--layers counts runs: give --runs or --preset, not --seconds.",
     "--wait": "--layers has no verdict, so it waits for nothing: leave --wait out.",
+    "--warm-up": "--layers warms up for 3 s at most: leave --warm-up out.",
     "--photos": "--layers repeats one input of noise: leave --photos out.",
 }
 

@@ -64,6 +64,7 @@ def test_the_heaviest_module_comes_first_on_every_runtime(lopsided: list[str], t
         (["--layers", "--device", "host", "--model", LOPSIDED], "is not what make_net-onnx-float32 was made from"),
         (["--layers", "--seconds", "3"], "--layers counts runs"),
         (["--layers", "--wait", "3"], "--layers has no verdict"),
+        (["--layers", "--warm-up", "3"], "--layers warms up for 3 s at most"),
         (["--layers", "--photos", "photos"], "--layers repeats one input of noise"),
         (["--plot", "layers.png"], "--plot and --model belong to --layers"),
         (["--layers", "--plot", "layers.docx"], "a picture ends in .png"),

@@ -113,8 +113,8 @@ def test_the_program_measures_on_both_and_shows_no_milliseconds(
     add_device("pi", board.device)
     add_device("pixel", phone.device)
     chosen = [exported("w8a8")["tflite"]]
-    words = [*copies(chosen, tmp_path), "--device", "pi,pixel", "--runs", "2", "--seconds", "0", "--wait", "0"]
-    done = CliRunner().invoke(app, ["profile", *words, "--json"])
+    glance = ["--runs", "2", "--seconds", "0", "--wait", "0", "--warm-up", "0.2", "--json"]
+    done = CliRunner().invoke(app, ["profile", *copies(chosen, tmp_path), "--device", "pi,pixel", *glance])
     assert done.exit_code == 0, done.stderr
     answer = json.loads(done.stdout)
     assert [row["device"] for row in answer["devices"]] == ["pi", "pixel"]

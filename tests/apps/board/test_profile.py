@@ -29,7 +29,7 @@ from acmix.toolkit.measurement import read_measurement
 Exported = Callable[[str], dict[str, Artifact]]
 PROGRAM = Path(sys.executable).with_name("acmix")
 BOX = Device("box", "local")
-GLANCE = ["--runs", "2", "--seconds", "0", "--wait", "0", "--json"]
+GLANCE = ["--runs", "2", "--seconds", "0", "--wait", "0", "--warm-up", "0.1", "--json"]
 PATIENCE_S = 60.0
 
 
@@ -67,6 +67,7 @@ def test_a_device_without_a_runner_costs_the_others_nothing(order: str, folder: 
 
 def test_an_interruption_saves_its_device_and_begins_no_other(folder: str, tmp_path: Path) -> None:
     command = [str(PROGRAM), "profile", folder, "--device", "host,box", "--seconds", "3600", "--wait", "0", "--json"]
+    command += ["--warm-up", "0.2"]
     end = time.monotonic() + PATIENCE_S
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
