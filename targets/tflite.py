@@ -13,7 +13,7 @@ import numpy as np
 
 from acmix.targets.formats.tflite_signatures import SIGNATURES
 from acmix.toolkit.joining import Joining
-from acmix.toolkit.kernels import Profiled
+from acmix.toolkit.kernels import KernelTimes, Notes, Profiled
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.spec import TensorSpec
 from acmix.toolkit.target import Array, Lowered, LoweringJob, Placement, Runner, Tap, Target
@@ -125,6 +125,11 @@ class TFLite:
         from acmix.targets.formats.tflite_times import ProfiledModel
 
         yield ProfiledModel(file, threads)
+
+    def kernel_times(self, file: Path, notes: Notes, runs: int, runtime: str) -> KernelTimes:
+        from acmix.targets.formats import tflite_times
+
+        return tflite_times.kernel_times(file, notes, runs, runtime)
 
     def placement(self, file: Path) -> Placement:
         from acmix.targets.formats import tflite_placement

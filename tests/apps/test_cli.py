@@ -225,7 +225,7 @@ def test_verify_of_a_good_artifact_is_exit_code_0(acmix: Callable[..., Answer], 
 
 def test_profile_interleaves_and_keeps_raw_samples(acmix: Callable[..., Answer], exported: Exported) -> None:
     folders = [str(exported("float32")[name].folder) for name in ("onnx", "tflite")]
-    answer = acmix("profile", *folders, "--runs", "60", "--seconds", "0", "--wait", "0", "--json")
+    answer = acmix("profile", *folders, "--runs", "60", "--seconds", "0", "--wait", "0", "--warm-up", "0.5", "--json")
     assert answer.code == 0, answer.err
     result = json.loads(answer.out)
     saved = json.loads(Path(result["saved"]).read_bytes())
