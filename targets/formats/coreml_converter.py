@@ -49,6 +49,9 @@ def coremltools() -> Any:
     """
     if "coremltools" in sys.modules:
         return sys.modules["coremltools"]
+    if "executorch" in sys.modules:
+        # Where coremltools sees it, it imports this, which looks for some of the others.
+        importlib.import_module("executorch.exir")
     finder: Any = _Absent(PROBED - sys.modules.keys())
     sys.meta_path.insert(0, finder)
     try:

@@ -371,3 +371,9 @@ def test_importing_the_converter_spares_the_frameworks_it_only_probes(tmp_path: 
     )
     output = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
     assert output.split("\n")[:2] == ["set()", "True"]
+
+
+def test_the_converter_can_be_imported_beside_one_that_it_probes() -> None:
+    script = "import executorch; from acmix.targets.coreml import TARGET; TARGET.preload(); print('there')"
+    output = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    assert output.strip() == "there"
