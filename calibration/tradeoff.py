@@ -43,7 +43,8 @@ class Rung:
     top1: share that is right, None without labels. agreement: share whose class is that of the float program.
     drop_points: what the budget is compared with, in points (percent of the photos). snr_db: None for outputs of zeros.
     size_mb: of the constants, 10 ** 6 bytes. kept: modules in float. seconds: to calibrate and to measure.
-    latency: None where it was not measured, and latency_reason says why.
+    latency: None where it was not measured, and latency_reason says why. float_joins: whether sums and concatenations
+    are float. steady_db: what it keeps of itself under other float arithmetic; None for a rung beyond the budget.
     """
 
     name: str
@@ -60,6 +61,8 @@ class Rung:
     seconds: float
     latency: Latency | None = None
     latency_reason: str = ""
+    float_joins: bool = False
+    steady_db: float | None = None
 
 
 @dataclass(frozen=True)
@@ -123,9 +126,9 @@ def timed(
     if timer.obstacle:
         rungs = tuple(replace(rung, latency_reason=timer.obstacle) for rung in tradeoff.rungs)
         return replace(tradeoff, rungs=rungs)
-    first = {rung.kept: i for i, rung in reversed(list(enumerate(tradeoff.rungs)))}
+    first = {_operators(rung): i for i, rung in reversed(list(enumerate(tradeoff.rungs)))}
     if tradeoff.chosen is not None:
-        first[tradeoff.rungs[tradeoff.chosen].kept] = tradeoff.chosen
+        first[_operators(tradeoff.rungs[tradeoff.chosen])] = tradeoff.chosen
     measured = sorted(first.values())
     try:
         base, *others = timer(program, [tried[i] for i in measured], asked)
@@ -137,10 +140,15 @@ def timed(
     rungs = tuple(
         replace(rung, latency=known[i])
         if i in known
-        else replace(rung, latency_reason=SAME_OPERATORS.format(name=tradeoff.rungs[first[rung.kept]].name))
+        else replace(rung, latency_reason=SAME_OPERATORS.format(name=tradeoff.rungs[first[_operators(rung)]].name))
         for i, rung in enumerate(tradeoff.rungs)
     )
     return replace(tradeoff, rungs=rungs, float_latency=base, latency_target=timer.target_name)
+
+
+def _operators(rung: Rung) -> tuple[tuple[str, ...], bool]:
+    """What of a rung makes its file one of other operators, not of other constants."""
+    return rung.kept, rung.float_joins
 
 
 def encoded(tradeoff: Tradeoff) -> bytes:

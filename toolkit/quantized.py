@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,6 +31,7 @@ from acmix.toolkit.grid import (
     pads_with_zeros,
     statistics_layers,
 )
+from acmix.toolkit.half_kernels import HalfProgram
 from acmix.toolkit.int8_kernels import with_kernels
 from acmix.toolkit.prepare import flat_tensors
 from acmix.toolkit.program import copy_program, quiet
@@ -181,7 +182,9 @@ def simulate(
     kernels: Int8Kernels | None = None,
 ) -> Simulation:
     """Run a program of pairs in torch: the integers of the file, by a runtime's kernels or in float arithmetic."""
-    module = graph_module(pairs) if kernels is None else with_kernels(pairs, kernels)
+    module: nn.Module = HalfProgram(pairs) if kernels == "coreml" else graph_module(pairs)
+    if kernels is not None and kernels != "coreml":
+        module = with_kernels(pairs, kernels)
 
     def run(inputs: Sequence[Array]) -> list[Array]:
         tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in inputs]
