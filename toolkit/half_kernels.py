@@ -23,7 +23,8 @@ from acmix.toolkit.quantize import graph_module
 aten = torch.ops.aten
 SMALLEST, LARGEST = float(np.nextafter(np.float16(0), np.float16(1))), float(np.finfo(np.float16).max)
 """A ratio of scales outside leaves a sum as it is."""
-SIXTH = float(np.float16(1 / 6))
+SIXTH = float(np.float32(1 / 6))
+"""The one constant that coremltools leaves in float32: the factor of its sigmoid_hard."""
 
 
 def half(tensor: Tensor) -> Tensor:
