@@ -70,14 +70,15 @@ def pairs_of(net: nn.Module, x: Tensor) -> ExportedProgram:
 def gated(tmp_path_factory: pytest.TempPathFactory) -> tuple[ExportedProgram, Infer]:
     """A program of pairs, and its package."""
     torch.manual_seed(0)
-    pairs = pairs_of(Gated(), torch.randn(SHAPE, generator=torch.Generator().manual_seed(3)))
-    job = LoweringJob(
-        "gated", catalog.load_recipe("w8a8"), (TensorSpec("photo", SHAPE, layout="nchw"),),
-        (TensorSpec("scores", (1, 10)),), CoreMLOptions(),
-    )  # fmt: skip
-    file = tmp_path_factory.mktemp("gated") / "model.mlpackage"
-    TARGET.lower(pairs, job, file)
-    return pairs, lambda x: evaluated(file, x)
+    return lowered(Gated(), TensorSpec("scores", (1, 10)), tmp_path_factory.mktemp("gated"))
+
+
+def lowered(net: nn.Module, output: TensorSpec, folder: Path) -> tuple[ExportedProgram, Infer]:
+    pairs = pairs_of(net, torch.randn(SHAPE, generator=torch.Generator().manual_seed(3)))
+    image = TensorSpec("photo", SHAPE, layout="nchw")
+    job = LoweringJob("net", catalog.load_recipe("w8a8"), (image,), (output,), CoreMLOptions())
+    TARGET.lower(pairs, job, folder / "model.mlpackage")
+    return pairs, lambda x: evaluated(folder / "model.mlpackage", x)
 
 
 def evaluated(file: Path, x: np.ndarray) -> np.ndarray:
@@ -96,6 +97,16 @@ def test_the_package_gives_every_bit_of_its_simulation(gated: tuple[ExportedProg
     run = simulate(pairs, kernels="coreml")
     for x in photos(6):
         assert np.array_equal(run([x])[0], package(x))
+
+
+@pytest.mark.parametrize("activation", [nn.Hardswish(), nn.Hardsigmoid(), nn.Sigmoid(), nn.ReLU6()])
+def test_what_no_integer_follows_is_equal_too(activation: nn.Module, tmp_path: Path) -> None:
+    """Behind integers a wrong constant would hide: mostly both values round to the same one."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), activation)
+    pairs, package = lowered(net, TensorSpec("map", (1, 8, 32, 32), layout="nchw"), tmp_path)
+    run, x = simulate(pairs, kernels="coreml"), 3 * photos(1)[0]
+    assert np.array_equal(run([x])[0], package(x))
 
 
 def test_float32_between_the_integers_does_not(gated: tuple[ExportedProgram, Infer]) -> None:
