@@ -24,7 +24,7 @@ aten = torch.ops.aten
 SMALLEST, LARGEST = float(np.nextafter(np.float16(0), np.float16(1))), float(np.finfo(np.float16).max)
 """A ratio of scales outside leaves a sum as it is."""
 SIXTH = float(np.float32(1 / 6))
-"""The one constant that coremltools leaves in float32: the factor of its sigmoid_hard."""
+"""Of sigmoid_hard, in float32: coremltools leaves the factors of activations so."""
 
 
 def half(tensor: Tensor) -> Tensor:
@@ -83,7 +83,8 @@ class _Run(fx.Interpreter):
         return pytree.tree_map_only(Tensor, lambda t: half(t) if t.is_floating_point() else t, super().run_node(n))
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        numbers = tuple(half_number(a) if isinstance(a, float) else a for a in args)
+        exact = target in KEEP_NUMBERS
+        numbers = tuple(half_number(a) if isinstance(a, float) and not exact else a for a in args)
         return SPELLED.get(target, target)(*numbers, **kwargs)
 
 
@@ -105,11 +106,18 @@ def _hard_swish(x: Tensor) -> Tensor:
     return kept * half(_hard_sigmoid(kept))
 
 
+def _divide(x: Tensor, by: Tensor | float) -> Tensor:
+    return x / by if isinstance(by, Tensor) else x * half_number(1 / by)
+
+
 SPELLED: Mapping[Any, Callable[..., Tensor]] = {
     QUANTIZE: quantize,
     DEQUANTIZE: _dequantize,
     DEQUANTIZE_CHANNELS: _dequantize_channels,
     aten.hardsigmoid.default: _hard_sigmoid,
     aten.hardswish.default: _hard_swish,
+    aten.div.Tensor: _divide,
 }
 """Operators that coremltools writes as others, or that torch computes otherwise."""
+KEEP_NUMBERS = frozenset({aten.leaky_relu.default, aten.elu.default, aten.div.Tensor})
+"""Operators whose factors coremltools leaves in float32."""
