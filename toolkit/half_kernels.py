@@ -7,7 +7,8 @@ so that this one needs no factor (its pass distributive_quantized_binary_op_scal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,19 @@ class HalfProgram(nn.Module):
         _normalise_sums(self.module)
 
     def forward(self, *inputs: Tensor) -> Any:
-        return _Run(self.module).run(*inputs, enable_io_processing=False)
+        with _one_thread():
+            return _Run(self.module).run(*inputs, enable_io_processing=False)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Files are evaluated on one thread (acmix.toolkit.session), and sums of floats depend on how they are split."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _normalise_sums(module: GraphModule) -> None:
