@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
@@ -13,20 +15,30 @@ from acmix.apps import tables
 from acmix.apps.output import console, log_file, print_json
 from acmix.toolkit import machine
 from acmix.toolkit.adaptive.artifact import is_adaptive
-from acmix.toolkit.artifact import open_artifact
-from acmix.toolkit.device import printable
+from acmix.toolkit.artifact import Artifact, open_artifact
+from acmix.toolkit.device import HOST_NAME, printable
 from acmix.toolkit.errors import UsageError
-from acmix.toolkit.layer_times import UNACCOUNTED, UNMAPPED, LayerReport, LayerTimes, Row, rows, save
+from acmix.toolkit.layer_times import UNACCOUNTED, UNMAPPED, LayerReport, LayerTimes, Row, rows, save, sum_of
 from acmix.toolkit.profile_layers import LayersRequest, profile_layers
 
 SHOWN, DRAWN = 20, 15
 SUFFIXES = (".png", ".pdf", ".svg")
 
 
+@dataclass(frozen=True)
+class LayerFlags:
+    """What a user asked for. threads: None takes 1, or what a device's file says."""
+
+    runs: int
+    threads: int | None
+    model: str | None
+    plot: Path | None
+
+
 REFUSED = {
-    "--device": "--layers runs on this host only: a device's runner does not speak of operators yet.",
     "--seconds": "--layers counts runs: give --runs or --preset, not --seconds.",
     "--wait": "--layers has no verdict, so it waits for nothing: leave --wait out.",
+    "--warm-up": "--layers warms up for 3 s at most: leave --warm-up out.",
     "--photos": "--layers repeats one input of noise: leave --photos out.",
 }
 
@@ -56,29 +68,53 @@ def check_plot(plot: Path | None) -> None:
         raise UsageError(f"--plot {plot}: there is no folder {plot.parent}.\nMake it first.")
 
 
-def show(folders: Sequence[Path], runs: int, threads: int, model: str | None, plot: Path | None, as_json: bool) -> None:
-    """Measure, save beside the first artifact, print and draw. Raises UsageError, GateError as profile_layers does."""
-    check_plot(plot)
-    usable = machine.usable_cpus()
+def show(folders: Sequence[Path], flags: LayerFlags, as_json: bool) -> None:
+    """Measure here, save beside the first artifact, print and draw.
+
+    Raises UsageError, GateError as profile_layers does.
+    """
+    check_plot(flags.plot)
+    opened = [open_artifact(folder) for folder in folders]
+    with console().status("starting") as status:
+        report = measured_here(opened, flags, status.update)
+    saved = save(report, folders[0].absolute().parent)
+    if as_json:
+        print_json("profile", **told(report, saved))
+    present(report, saved, flags.plot)
+
+
+def measured_here(opened: Sequence[Artifact], flags: LayerFlags, report: Callable[[str], None]) -> LayerReport:
+    """On this host; UsageError for more threads than it has processors."""
+    threads, usable = 1 if flags.threads is None else flags.threads, machine.usable_cpus()
     if not 1 <= threads <= len(usable):
         raise UsageError(f"--threads {threads}: this host has {len(usable)} usable processors.")
-    opened = [open_artifact(folder) for folder in folders]
-    screen = console()
-    with (
-        log_file(folders[0], "layers") as log,
-        tempfile.TemporaryDirectory(prefix="acmix-") as scratch,
-        screen.status("starting") as status,
-    ):
-        request = LayersRequest(runs, threads, usable[-threads:], Path(scratch), log, model)
-        report = profile_layers(opened, request, status.update)
-    saved = save(report, folders[0].absolute().parent)
-    found = rows(report)
+    with requested(opened, flags, threads, usable[-threads:]) as request:
+        return profile_layers(opened, request, report)
+
+
+@contextmanager
+def requested(
+    opened: Sequence[Artifact], flags: LayerFlags, threads: int, cpus: tuple[int, ...]
+) -> Iterator[LayersRequest]:
+    """With a log beside the first artifact and a folder for what is needed meanwhile."""
+    with log_file(opened[0].folder, "layers") as log, tempfile.TemporaryDirectory(prefix="acmix-") as scratch:
+        yield LayersRequest(flags.runs, threads, cpus, Path(scratch), log, flags.model)
+
+
+def told(report: LayerReport, saved: Path) -> dict[str, object]:
+    """What a program reads of a report."""
+    return {"layers": report, "rows": rows(report), "summary": summaries(report), "saved": str(saved)}
+
+
+def present(report: LayerReport, saved: Path, plot: Path | None) -> None:
+    """What people read of a report, and the picture."""
+    screen, found = console(), rows(report)
     if plot is not None:
         draw(report, found, plot)
-    if as_json:
-        print_json("profile", layers=report, rows=found, summary=summaries(report), saved=str(saved))
     screen.print(modules(report, found))
     screen.print(totals(report))
+    for sign in report.emulation:
+        screen.print(f"emulated: this is no real device: {printable(sign)}. Its shares are an emulator's own.")
     for target, measured_by in {one.target: one.measured_by for one in report.layers}.items():
         screen.print(f"{target}: {printable(measured_by)}")
     for remark in report.remarks:
@@ -87,7 +123,11 @@ def show(folders: Sequence[Path], runs: int, threads: int, model: str | None, pl
 
 
 def summaries(report: LayerReport) -> list[dict[str, object]]:
-    """The numbers of each artifact, computed from its raw samples."""
+    """The numbers of each artifact, computed from its raw samples; an emulated device's times are not among them."""
+    if report.is_emulated:
+        return [
+            {"artifact": one.artifact, "emulated": True, "outside_share": one.outside_share} for one in report.layers
+        ]
     return [
         {
             "artifact": one.artifact,
@@ -106,18 +146,21 @@ def summaries(report: LayerReport) -> list[dict[str, object]]:
 
 def modules(report: LayerReport, found: Sequence[Row]) -> Table:
     """The modules with the largest shares, side by side; the rest in one row."""
-    made = tables.table("module", *(f">{_title(report, one)} ms (%)" for one in report.layers), "source")
-    named = [row for row in found if row.module not in (UNMAPPED, UNACCOUNTED)]
-    for row in named[:SHOWN]:
-        made.add_row(printable(row.module), *_cells(report, row.ms), printable(row.source))
-    if rest := named[SHOWN:]:
-        ms = [sum(row.ms[i] or 0.0 for row in rest) for i in range(len(report.layers))]
-        made.add_row(f"({len(rest)} more)", *_cells(report, ms), "")
-    for row in found:
-        if row.module in (UNMAPPED, UNACCOUNTED):
-            made.add_row(row.module, *_cells(report, row.ms), "")
-    made.add_row("one profiled run", *_cells(report, [one.profiled_ms for one in report.layers]), "")
+    unit = "share, emulated" if report.is_emulated else "ms (%)"
+    made = tables.table("module", *(f">{_title(report, one)} {unit}" for one in report.layers), "source")
+    for row in _cut(found, SHOWN):
+        made.add_row(printable(row.module), *_cells(row), printable(row.source))
+    whole = [one.profiled_ms for one in report.layers]
+    shares = (1.0,) * len(whole)
+    made.add_row("one profiled run", *_cells(Row("", "", _shown(report, whole), shares)), "")
     return made
+
+
+def _cut(found: Sequence[Row], most: int) -> list[Row]:
+    """The modules with the largest shares, the others as one, then what is no module."""
+    named = [row for row in found if row.module not in (UNMAPPED, UNACCOUNTED)]
+    rest = [sum_of(named[most:], f"({len(named) - most} more)")] if len(named) > most else []
+    return [*named[:most], *rest, *(row for row in found if row.module in (UNMAPPED, UNACCOUNTED))]
 
 
 def _title(report: LayerReport, one: LayerTimes) -> str:
@@ -125,9 +168,16 @@ def _title(report: LayerReport, one: LayerTimes) -> str:
     return one.target if targets.count(one.target) == 1 else f"{one.target} {one.precision}"
 
 
-def _cells(report: LayerReport, ms: Sequence[float | None]) -> list[str]:
-    pairs = zip(ms, report.layers, strict=True)
-    return ["-" if value is None else f"{value:.3f} ({value / one.profiled_ms:4.0%})" for value, one in pairs]
+def _shown(report: LayerReport, ms: Sequence[float]) -> tuple[float | None, ...]:
+    return (None,) * len(ms) if report.is_emulated else tuple(ms)
+
+
+def _cells(row: Row) -> list[str]:
+    cells = []
+    for ms, share in zip(row.ms, row.shares, strict=True):
+        text = "-" if share is None else f"{share:4.0%}"
+        cells.append(text if ms is None else f"{ms:.3f} ({text})")
+    return cells
 
 
 def totals(report: LayerReport) -> Table:
@@ -138,42 +188,46 @@ def totals(report: LayerReport) -> Table:
     )  # fmt: skip
     for one in report.layers:
         outside = one.outside_share
-        made.add_row(
-            printable(one.artifact),
-            str(len(one.operators)),
-            str(one.placed),
+        speed = [
             f"{one.plain_ms:.3f}",
             f"{one.slowdown:.2f}x",
-            "unknown" if outside is None else f"{outside:.1%}",
             f"{one.floor.gmacs_per_s:.1f}" if one.floor else "-",
             "-" if one.times_floor is None else f"{one.times_floor:.2f}",
+        ]
+        plain, slowdown, rate, times = ["emulated"] * len(speed) if report.is_emulated else speed
+        share = "unknown" if outside is None else f"{outside:.1%}"
+        made.add_row(
+            printable(one.artifact), str(len(one.operators)), str(one.placed), plain, slowdown, share, rate, times
         )
     return made
 
 
 def draw(report: LayerReport, found: Sequence[Row], file: Path) -> None:
-    """Horizontal bars, one an artifact, for the modules with the largest shares, in milliseconds of a profiled run."""
+    """Horizontal bars, one an artifact, for the modules with the largest shares.
+
+    In milliseconds of a profiled run; in per cent of it for an emulated device.
+    """
     # The figure's own canvas: pyplot would look for a screen.
     from matplotlib.figure import Figure
 
-    named = [row for row in found if row.module not in (UNMAPPED, UNACCOUNTED)]
-    shown = [*named[:DRAWN], *(row for row in found if row not in named)]
-    if rest := named[DRAWN:]:
-        ms = tuple(sum(row.ms[i] or 0.0 for row in rest) for i in range(len(report.layers)))
-        shown.insert(len(named[:DRAWN]), Row(f"({len(rest)} more)", "", ms, 0.0))
+    shown = _cut(found, DRAWN)
     figure = Figure(figsize=(10, 1.5 + 0.22 * len(shown) * (1 + len(report.layers))), layout="constrained")
     axes = figure.subplots()
     height = 0.8 / len(report.layers)
     for i, one in enumerate(report.layers):
         places = [place + (i - (len(report.layers) - 1) / 2) * height for place in range(len(shown))]
-        label = f"{_title(report, one)}, {one.profiled_ms:.2f} ms"
-        bars = axes.barh(places, [row.ms[i] or 0.0 for row in shown], height, label=label)
-        shares = ["" if row.ms[i] is None else f"{(row.ms[i] or 0.0) / one.profiled_ms:.0%}" for row in shown]
+        lengths = [100 * (row.shares[i] or 0.0) if report.is_emulated else row.ms[i] or 0.0 for row in shown]
+        label = _title(report, one) + ("" if report.is_emulated else f", {one.profiled_ms:.2f} ms")
+        bars = axes.barh(places, lengths, height, label=label)
+        shares = ["" if share is None else f"{share:.0%}" for share in (row.shares[i] for row in shown)]
         axes.bar_label(bars, shares, padding=2, fontsize=7)
     axes.set_yticks(range(len(shown)), [row.module for row in shown], fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.08)
-    axes.set_xlabel("ms of a profiled run (mean of the faster half)")
-    axes.set_title(f"{report.model}: where the time goes, {report.threads} thread{'s' * (report.threads != 1)}")
+    unit = "% of a profiled run, emulated" if report.is_emulated else "ms of a profiled run"
+    axes.set_xlabel(f"{unit} (mean of the faster half)")
+    where = "" if report.device == HOST_NAME else f" on {report.device}"
+    threads = f"{report.threads} thread{'s' * (report.threads != 1)}"
+    axes.set_title(f"{report.model}{where}: where the time goes, {threads}")
     axes.legend(loc="lower right")
     figure.savefig(file, dpi=120)

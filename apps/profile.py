@@ -32,6 +32,10 @@ def profile(
         float | None,
         typer.Option("--wait", min=0.0, max=3600.0, help="Seconds to wait for a cool, idle machine (10); 0: do not."),
     ] = None,
+    warm_up: Annotated[
+        float | None,
+        typer.Option("--warm-up", min=0.0, max=3600.0, help="Seconds to warm up at most, in each process (15)."),
+    ] = None,
     photos: Annotated[Path | None, typer.Option("--photos", help="Each run takes the next photo of a folder.")] = None,
     show: Annotated[Path | None, typer.Option("--show", help="Only show a saved file or a journal.")] = None,
     device: Annotated[
@@ -55,18 +59,23 @@ def profile(
     if layers or plot is not None or model is not None:
         from acmix.apps import layers as by_layer
 
-        others = {"--seconds": seconds, "--wait": wait, "--photos": photos, "--device": device}
+        others = {"--seconds": seconds, "--wait": wait, "--warm-up": warm_up, "--photos": photos}
         by_layer.refuse(artifacts, others, layers)
         count = profiles.plan_of(preset or DEFAULT_PRESET).runs if runs is None else runs
-        return by_layer.show(artifacts, count, 1 if threads is None else threads, model, plot, as_json)
+        wanted = by_layer.LayerFlags(count, threads, model, plot)
+        if device is not None:
+            from acmix.apps.board import layers as board_layers
+
+            return board_layers.show(artifacts, device, wanted, as_json)
+        return by_layer.show(artifacts, wanted, as_json)
     if any(is_adaptive(folder) for folder in artifacts):
         from acmix.apps import adaptive, adaptive_flags
 
-        given = {"--preset": preset, "--runs": runs, "--seconds": seconds, "--wait": wait, "--device": device}
-        adaptive_flags.refuse_given(given, adaptive_flags.OVER_PHOTOS)
+        given = {"--preset": preset, "--runs": runs, "--seconds": seconds, "--wait": wait, "--warm-up": warm_up}
+        adaptive_flags.refuse_given(given | {"--device": device}, adaptive_flags.OVER_PHOTOS)
         return adaptive.profile(artifacts, photos, 1 if threads is None else threads, as_json)
     wait_s = DEFAULT_WAIT_S if wait is None else wait
-    flags = profiles.ProfileFlags(preset or DEFAULT_PRESET, runs, seconds, threads, wait_s, photos)
+    flags = profiles.ProfileFlags(preset or DEFAULT_PRESET, runs, seconds, threads, wait_s, photos, warm_up)
     if device is not None:
         from acmix.apps.board import profile as board
 

@@ -34,7 +34,8 @@ VERDICT_STYLES = {"valid": "green", "noisy": "yellow", "throttled": "red", "inco
 class ProfileFlags:
     """The flags of `acmix profile`; runs and seconds, where given, take the place of the preset's.
 
-    threads: None where it was not given: 1 on this host, elsewhere what the device's file says.
+    threads: None where it was not given: 1 on this host, elsewhere what the device's file says.  warm_up_limit_s: None
+    leaves it to the measurement.
     """
 
     preset: str
@@ -43,6 +44,7 @@ class ProfileFlags:
     threads: int | None
     wait_s: float
     photos: Path | None
+    warm_up_limit_s: float | None = None
 
 
 def plan_of(preset: str) -> Plan:
@@ -61,7 +63,8 @@ def request_of(flags: ProfileFlags) -> profiling.ProfileRequest:
     runs = plan.runs if flags.runs is None else flags.runs
     seconds = plan.seconds if flags.seconds is None else flags.seconds
     threads = 1 if flags.threads is None else flags.threads
-    return profiling.ProfileRequest(threads, runs, seconds, flags.wait_s, plan.processes)
+    limit_s = plan.warm_up_limit_s if flags.warm_up_limit_s is None else flags.warm_up_limit_s
+    return profiling.ProfileRequest(threads, runs, seconds, flags.wait_s, plan.processes, limit_s)
 
 
 def profile(folders: Sequence[Path], flags: ProfileFlags, as_json: bool) -> None:

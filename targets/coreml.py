@@ -15,7 +15,7 @@ from acmix.targets.formats import coreml_package, coreml_placement
 from acmix.targets.formats.coreml_converter import coremltools, quiet
 from acmix.targets.formats.metadata import description, metadata
 from acmix.toolkit.errors import UsageError
-from acmix.toolkit.kernels import Profiled
+from acmix.toolkit.kernels import KernelTimes, Notes, Profiled
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.spec import Preprocess, TensorSpec
 from acmix.toolkit.target import Array, Lowered, LoweringJob, Placement, Runner, Tap, Target
@@ -107,23 +107,23 @@ class CoreMLTarget:
         _seal_weights(specification, file)
         coreml_package.write_specification(file, specification)
         inputs, outputs = _interface(specification, job)
-        details = {
-            "minimum_deployment": _deployment(job),
-            "specification_version": str(specification.specificationVersion),
-        }
+        version = str(specification.specificationVersion)
+        details = {"minimum_deployment": _deployment(job), "specification_version": version}
         return Lowered(inputs, outputs, tuple(notes), half_arithmetic=half, details=details)
 
     @contextlib.contextmanager
     def runner(self, file: Path, threads: int) -> Iterator[Runner]:
         """Predict on the CPU, whose results do not depend on the Mac; Core ML chooses its own threads."""
-        _, run, _ = self._loaded(file)
-        yield run
+        yield self._loaded(file)[1]
 
     @contextlib.contextmanager
     def profiler(self, file: Path, threads: int) -> Iterator[Profiled]:
         from acmix.targets.formats.coreml_times import PlannedModel
 
         yield PlannedModel(*self._loaded(file))
+
+    def kernel_times(self, file: Path, notes: Notes, runs: int, runtime: str) -> KernelTimes:
+        raise UsageError(f"{runtime} notes no kernels of a Core ML file: its compute plan tells shares, on a Mac.")
 
     def _loaded(self, file: Path) -> tuple[Any, Runner, list[str]]:
         """The model on the CPU, its runner, and the names of its outputs."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from acmix.targets.formats import executorch_runtime
 from acmix.targets.formats.metadata import description, metadata
 from acmix.toolkit.errors import UsageError
-from acmix.toolkit.kernels import Profiled
+from acmix.toolkit.kernels import KernelTimes, Notes, Profiled
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.target import Lowered, LoweringJob, Placement, Runner, Tap, Target
 
@@ -145,6 +145,11 @@ class ExecuTorch:
 
         with executorch_runtime.opened(file, threads) as runtime:
             yield ProfiledProgram(runtime, file)
+
+    def kernel_times(self, file: Path, notes: Notes, runs: int, runtime: str) -> KernelTimes:
+        from acmix.targets.formats import executorch_times
+
+        return executorch_times.kernel_times(file, notes, runs, runtime)
 
     def placement(self, file: Path) -> Placement:
         from acmix.targets.formats.executorch_placement import file_placement

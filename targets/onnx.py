@@ -18,7 +18,7 @@ from acmix.targets.formats import onnx_graph
 from acmix.targets.formats.metadata import description, metadata
 from acmix.toolkit import float16
 from acmix.toolkit.errors import GateError, UsageError
-from acmix.toolkit.kernels import Profiled
+from acmix.toolkit.kernels import KernelTimes, Notes, Profiled
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.target import Array, Lowered, LoweringJob, Operator, Placement, Runner, Tap, Target
 
@@ -120,6 +120,11 @@ class OnnxTarget:
             optimised = Path(folder, "optimised.onnx")
             session = _session(file, threads, optimised, Path(folder, "profile"))
             yield ProfiledSession(session, file, optimised)
+
+    def kernel_times(self, file: Path, notes: Notes, runs: int, runtime: str) -> KernelTimes:
+        from acmix.targets.formats import onnx_times
+
+        return onnx_times.kernel_times(file, notes, runs, runtime)
 
     def placement(self, file: Path) -> Placement:
         import onnx

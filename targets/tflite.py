@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from acmix.toolkit.kernels import Profiled
+from acmix.toolkit.kernels import KernelTimes, Notes, Profiled
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.spec import TensorSpec
 from acmix.toolkit.target import Array, Lowered, LoweringJob, Placement, Runner, Tap, Target
@@ -123,6 +123,11 @@ class TFLite:
         from acmix.targets.formats.tflite_times import ProfiledModel
 
         yield ProfiledModel(file, threads)
+
+    def kernel_times(self, file: Path, notes: Notes, runs: int, runtime: str) -> KernelTimes:
+        from acmix.targets.formats import tflite_times
+
+        return tflite_times.kernel_times(file, notes, runs, runtime)
 
     def placement(self, file: Path) -> Placement:
         from acmix.targets.formats import tflite_placement

@@ -5,16 +5,19 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
 
 from acmix.toolkit.device import LineStream, Transport, printable
 from acmix.toolkit.errors import GateError
+from acmix.toolkit.kernels import Noted, Notes
 from acmix.toolkit.measure import Timed
 from acmix.toolkit.spec import TensorSpec
 from acmix.toolkit.target import Array
@@ -23,6 +26,11 @@ LOAD_TIMEOUT_S = 300.0
 RUN_TIMEOUT_S = 300.0
 ROOM_BYTES = 1 << 16
 """Of an answer, beside its arrays."""
+NOTES_LIMIT_BYTES = 1 << 24
+MOST_KERNELS = 10_000
+"""Of a file, and of one run."""
+LONGEST_NAME = 300
+"""Characters; what is behind them goes."""
 MOST_NS = 10**13
 FOLDER = "{folder}"
 
@@ -55,6 +63,17 @@ class _Reply(msgspec.Struct, frozen=True):
     outputs: tuple[str, ...] = ()
 
 
+class _Profile(msgspec.Struct, frozen=True):
+    """What a runner may answer when it is asked for the kernels of all runs."""
+
+    error: str = ""
+    kernels: tuple[Noted, ...] = ()
+    runs: tuple[tuple[tuple[int, int], ...], ...] = ()
+
+
+Answered = TypeVar("Answered", _Reply, _Profile)
+
+
 def pinned(command: Sequence[str], cores: Sequence[int]) -> list[str]:
     """The command on these processors alone; as it is without any."""
     # Every taskset, toybox's and busybox's too, takes a mask in hex.
@@ -69,9 +88,10 @@ class RemoteRunner:
         sizes = [math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in outputs]
         self.limit_bytes = sum(4 * (size // 3 + 2) for size in sizes) + ROOM_BYTES
 
-    def load(self, file: str, threads: int) -> Timed:
-        """Load a file of the device."""
-        reply = self._ask({"do": "load", "file": file, "threads": threads}, LOAD_TIMEOUT_S)
+    def load(self, file: str, threads: int, profiled: bool = False) -> Timed:
+        """Load a file of the device. profiled: the kernels of every run are timed."""
+        command: dict[str, object] = {"do": "load", "file": file, "threads": threads}
+        reply = self._ask({**command, "profile": 1} if profiled else command, LOAD_TIMEOUT_S)
         return self._timed(reply.load_ns, reply)
 
     def run(self, inputs: Sequence[str]) -> tuple[Timed, list[Array]]:
@@ -87,11 +107,33 @@ class RemoteRunner:
         command: dict[str, object] = {"do": "time", "count": 1}
         return self._one(self._ask({**command, "inputs": list(inputs)} if inputs else command, RUN_TIMEOUT_S))
 
+    def kernels(self) -> Notes:
+        """What a profiled file ran in all of its runs; asked once, after the last one."""
+        told = self._answer({"do": "kernels"}, RUN_TIMEOUT_S, NOTES_LIMIT_BYTES, _Profile)
+        if (most := max(map(len, (told.kernels, *told.runs)))) > MOST_KERNELS:
+            raise self._nonsense(f"{most} kernels")
+        for place, ns in itertools.chain.from_iterable(told.runs):
+            if not 0 <= place < len(told.kernels) or not 0 <= ns < MOST_NS:
+                raise self._nonsense(f"{ns} ns of kernel {place} of {len(told.kernels)}")
+        return Notes(tuple(map(self._noted, told.kernels)), told.runs)
+
+    def _noted(self, kernel: Noted) -> Noted:
+        """Its words can be shown, and its place is one."""
+        if not all(0 <= number < 2**31 for number in kernel.place):
+            raise self._nonsense(f"a kernel at {kernel.place}")
+        name, kind, runs_on, makes = (
+            printable(word, LONGEST_NAME) for word in (kernel.name, kernel.kind, kernel.runs_on, kernel.makes)
+        )
+        return Noted(name, kind, runs_on, kernel.delegated, kernel.place, makes)
+
     def _ask(self, command: dict[str, object], timeout_s: float) -> _Reply:
+        return self._answer(command, timeout_s, self.limit_bytes, _Reply)
+
+    def _answer(self, command: dict[str, object], timeout_s: float, limit_bytes: int, kind: type[Answered]) -> Answered:
         self.lines.write(msgspec.json.encode(command) + b"\n")
-        line = self.lines.readline(timeout_s, self.limit_bytes)
+        line = self.lines.readline(timeout_s, limit_bytes)
         try:
-            reply = msgspec.json.decode(line, type=_Reply)
+            reply: Answered = msgspec.json.decode(line, type=kind)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise self._nonsense(printable(line, 80)) from error
         if reply.error:

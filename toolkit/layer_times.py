@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from acmix.toolkit.device import HOST_NAME
 from acmix.toolkit.whole import write_whole
 
 SCHEMA_VERSION = 1
@@ -146,7 +147,10 @@ class LayerTimes:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """Several artifacts of one network, interleaved. remarks: what a reader must know."""
+    """Several artifacts of one network, interleaved. remarks: what a reader must know.
+
+    emulation: the evidence that the device is no real one; its times are then never shown as milliseconds.
+    """
 
     model: str
     layers: tuple[LayerTimes, ...]
@@ -154,20 +158,32 @@ class LayerReport:
     cpus: tuple[int, ...]
     machine: dict[str, str]
     remarks: tuple[str, ...] = ()
+    device: str = HOST_NAME
+    emulation: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether its milliseconds must not be shown."""
+        return bool(self.emulation)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One module side by side: of each artifact its time, None where it has none of it.
+    """One module side by side: of each artifact its time and its share of a profiled run, None where it has none of it.
 
-    share: the largest of its shares of a profiled run.
+    ms: None everywhere for an emulated device, whose milliseconds are not those of a real one.
     """
 
     module: str
     source: str
     ms: tuple[float | None, ...]
-    share: float
+    shares: tuple[float | None, ...]
+
+    @property
+    def share(self) -> float:
+        """The largest of its shares."""
+        return max(share or 0.0 for share in self.shares)
 
 
 def rows(report: LayerReport) -> list[Row]:
@@ -179,22 +195,39 @@ def rows(report: LayerReport) -> list[Row]:
     if UNMAPPED in labels:
         made.append(_row(report, UNMAPPED, [found.get(UNMAPPED, ()) for found in modules]))
     rest = tuple(one.unaccounted_ms for one in report.layers)
-    return [*made, Row(UNACCOUNTED, "", rest, max(_shares(report, rest)))]
+    return [*made, _made(report, UNACCOUNTED, "", rest)]
+
+
+def sum_of(some: Sequence[Row], module: str) -> Row:
+    """Several rows as one of another name."""
+    ms, shares = (tuple(_sum(values) for values in zip(*each, strict=True)) for each in _columns(some))
+    return Row(module, "", ms, shares)
+
+
+def _columns(some: Sequence[Row]) -> tuple[list[tuple[float | None, ...]], list[tuple[float | None, ...]]]:
+    return [row.ms for row in some], [row.shares for row in some]
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
 def _row(report: LayerReport, label: str, operators: Sequence[Sequence[OperatorTime]]) -> Row:
     pairs = zip(report.layers, operators, strict=True)
     ms = tuple(one.ms(some) if some else None for one, some in pairs)
     source = next((one.source for some in operators for one in some if one.source), "")
-    return Row(label, source if label != UNMAPPED else "", ms, max(_shares(report, ms)))
+    return _made(report, label, source if label != UNMAPPED else "", ms)
 
 
-def _shares(report: LayerReport, ms: Sequence[float | None]) -> Iterator[float]:
-    for one, value in zip(report.layers, ms, strict=True):
-        yield (value or 0.0) / one.profiled_ms
+def _made(report: LayerReport, module: str, source: str, ms: tuple[float | None, ...]) -> Row:
+    pairs = zip(report.layers, ms, strict=True)
+    shares = tuple(None if value is None else value / one.profiled_ms for one, value in pairs)
+    return Row(module, source, (None,) * len(ms) if report.is_emulated else ms, shares)
 
 
 def save(report: LayerReport, folder: Path) -> Path:
-    """Write the raw samples into a folder, under the time of the measurement; whole or not."""
-    file = folder / f"layers-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    """Write the raw samples into a folder, under the time of the measurement and the device; whole or not."""
+    where = "" if report.device == HOST_NAME else f"-{report.device}"
+    file = folder / f"layers-{time.strftime('%Y%m%d-%H%M%S')}{where}.json"
     return write_whole(file, msgspec.json.encode(report) + b"\n")

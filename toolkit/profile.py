@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from acmix.toolkit import machine
+from acmix.toolkit._session_messages import Answer
 from acmix.toolkit.artifact import Artifact, check_digests, executed_by
 from acmix.toolkit.conditions import Conditions, Identity, State
 from acmix.toolkit.errors import UsageError
@@ -19,7 +20,7 @@ from acmix.toolkit.journal import Journal
 from acmix.toolkit.measure import PRESETS, Event, Plan, Preset, Recorder, Timed, Watch, keep, measure
 from acmix.toolkit.measurement import Header, Measurement, Subject, assemble, read_measurement, save, summaries
 from acmix.toolkit.samples import Probes, Samples
-from acmix.toolkit.session import Answer, Session, SessionRequest, open_session
+from acmix.toolkit.session import Session, SessionRequest, open_session
 from acmix.toolkit.state.reading import (
     busiest,
     files_below,

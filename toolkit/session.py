@@ -7,7 +7,6 @@ goes to the log. A runtime that crashes or hangs takes the child with it, never 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import resource
 import signal
@@ -22,15 +21,16 @@ from pathlib import Path
 from typing import IO, Any
 
 import msgspec
-import numpy as np
 
 from acmix.toolkit import catalog
+from acmix.toolkit._session_messages import Answer, Command, receive_arrays, send
 from acmix.toolkit.errors import AcmixError, GateError, UsageError
-from acmix.toolkit.kernels import KernelTimes, Profiled
+from acmix.toolkit.kernels import KernelTimes, Notes, Profiled
 from acmix.toolkit.target import Array, Placement, Runner
 
 TIMEOUT_S = 600.0
 TELL_KERNELS = "time the kernels of"
+NAME_KERNELS = "name the kernels of"
 
 
 @dataclass(frozen=True)
@@ -46,46 +46,6 @@ class SessionRequest:
     cpus: tuple[int, ...] | None = None
     reference: bool = False
     profiled: bool = False
-
-
-@dataclass(frozen=True)
-class Command:
-    """One line to the child; `arrays` blocks follow it."""
-
-    do: str
-    arrays: int = 0
-    count: int = 0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One line from the child; `arrays` blocks follow it."""
-
-    error: str = ""
-    arrays: int = 0
-    latency_ns: tuple[int, ...] = ()
-    peak_memory_mb: float = 0.0
-    placement: Placement | None = None
-    kernels: KernelTimes | None = None
-
-
-def _send(stream: IO[bytes], message: Command | Answer, arrays: Sequence[Array] = ()) -> None:
-    block = io.BytesIO()
-    for array in arrays:
-        np.lib.format.write_array(block, np.ascontiguousarray(array), allow_pickle=False)
-    stream.write(msgspec.json.encode(message) + b"\n" + block.getvalue())
-    stream.flush()
-
-
-class _Pipe:
-    """Hides that a stream is a file: numpy would ask a pipe for its position."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self.read = stream.read
-
-
-def _receive_arrays(stream: IO[bytes], count: int) -> list[Array]:
-    return [np.lib.format.read_array(_Pipe(stream), allow_pickle=False) for _ in range(count)]
 
 
 def peak_memory_mb() -> float:
@@ -122,12 +82,12 @@ class Session:
         watchdog.daemon = True
         watchdog.start()
         try:
-            _send(self.process.stdin, command, arrays)
+            send(self.process.stdin, command, arrays)
             line = self.process.stdout.readline()
             if not line:
                 raise BrokenPipeError
             answer = msgspec.json.decode(line, type=Answer)
-            outputs = _receive_arrays(self.process.stdout, answer.arrays)
+            outputs = receive_arrays(self.process.stdout, answer.arrays)
         except (OSError, ValueError, EOFError) as error:
             raise GateError(f"{self._what_failed(command)}: {self._death()}\nFull log: {self.log}") from error
         finally:
@@ -172,7 +132,14 @@ class Session:
 
     def kernels(self) -> KernelTimes:
         """The times of every kernel in all runs of a profiled session; asked once, after the last run."""
-        kernels = self.ask(Command(TELL_KERNELS))[0].kernels
+        return self._kernels(Command(TELL_KERNELS))
+
+    def name_kernels(self, notes: Notes, runs: int, runtime: str) -> KernelTimes:
+        """What a device noted of `runs` runs of this file, by the file's own values; the file is not loaded for it."""
+        return self._kernels(Command(NAME_KERNELS, count=runs, notes=notes, runtime=runtime))
+
+    def _kernels(self, command: Command) -> KernelTimes:
+        kernels = self.ask(command)[0].kernels
         if kernels is None:
             raise GateError(f"the {self.request.target} runtime tells no times of its kernels")
         return kernels
@@ -225,6 +192,9 @@ class _Child:
         file = Path(self.request.file)
         if command.do == "place":
             return Answer(placement=self.target.placement(file)), []
+        if command.do == NAME_KERNELS:
+            notes = command.notes or Notes()
+            return Answer(kernels=self.target.kernel_times(file, notes, command.count, command.runtime)), []
         if command.do == "load":
             if self.request.reference and self.target.reference is not None:
                 begin = time.perf_counter_ns()
@@ -267,7 +237,7 @@ def serve(request: SessionRequest, commands: IO[bytes], answers: IO[bytes]) -> N
         child = _Child(request, stack)
         for line in commands:
             command = msgspec.json.decode(line, type=Command)
-            inputs = _receive_arrays(commands, command.arrays)
+            inputs = receive_arrays(commands, command.arrays)
             try:
                 answer, outputs = child.answer(command, inputs)
             except AcmixError as error:
@@ -275,7 +245,7 @@ def serve(request: SessionRequest, commands: IO[bytes], answers: IO[bytes]) -> N
             except Exception as error:
                 # The runtime is foreign code: whatever it raises is the answer.
                 answer, outputs = Answer(error=f"{type(error).__name__}: {error}"), []
-            _send(answers, answer, outputs)
+            send(answers, answer, outputs)
 
 
 def private_stdout() -> IO[bytes]:

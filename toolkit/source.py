@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import importlib.util
@@ -9,6 +10,7 @@ import math
 import re
 import sys
 import traceback
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -156,8 +158,8 @@ def import_file(path: Path) -> ModuleType:
 @functools.cache
 def _imported(path: Path, place: Path, changed_ns: int) -> ModuleType:
     """Once for each state of a file: to run it twice would make two of every class and network in it."""
-    # A name of our own: the user's file may be called like a module of Python's.
-    name = f"acmix_user_{path.stem}"
+    # A name of our own for each place: the user's file may be called like a module of Python's, or like another file.
+    name = f"acmix_user_{path.stem}_{zlib.crc32(bytes(place)):08x}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UsageError(f"{path} cannot be imported as Python.")
@@ -187,7 +189,8 @@ def _builder(found: Any, reference: str) -> Callable[[], nn.Module]:
 
     def build() -> nn.Module:
         if isinstance(found, nn.Module):
-            return found
+            # A build is changed in place, by weights and by folding: the user's own stays as it is.
+            return copy.deepcopy(found)
         try:
             module = found()
         except Exception as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from acmix.toolkit.kernels import Profiled
+from acmix.toolkit.kernels import KernelTimes, Notes, Profiled
 from acmix.toolkit.ranges import QuantizedTensor, Ranges
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.spec import Preprocess, TensorSpec
@@ -169,6 +169,13 @@ class Target(Protocol):
 
     def profiler(self, file: Path, threads: int) -> AbstractContextManager[Profiled]:
         """Load the saved file as `runner` does, its kernels timed; UsageError where the runtime cannot tell."""
+
+    def kernel_times(self, file: Path, notes: Notes, runs: int, runtime: str) -> KernelTimes:
+        """What a runtime noted of a saved file, here or on a device, by the file's own values.
+
+        runs: how many the notes must hold.  runtime: its name and version, for people.  Raises UsageError where the
+        notes are not whole, or not of this file.
+        """
 
     def placement(self, file: Path) -> Placement:
         """Where each operator of the saved file runs, read from the file and its runtime."""

@@ -21,6 +21,9 @@ from acmix.toolkit.errors import UsageError
 from acmix.toolkit.remote import RunnerBundle
 
 SOURCES = Path(__file__).parent
+HEADERS = ("runtime.h", "notes.h")
+COMMON = ("runner.c", "notes.c")
+"""Of every native runner, whatever its runtime."""
 PREFIX = "aarch64-linux-gnu-"
 LOADER = "ld-linux-aarch64.so.1"
 BUILD_TIMEOUT_S = 300.0
@@ -72,7 +75,7 @@ def build_runner(target: str) -> RunnerBundle:
     compilers = {word: _compiler(word) for word in ("gcc", "g++", "readelf")}
     wheel = wheels.find_wheel(build.package, version)
     said = _call([compilers["gcc"], "--version"], "ask the compiler's version")
-    sources = [(SOURCES / name).read_bytes() for name in ("runtime.h", "runner.c", build.source)]
+    sources = [(SOURCES / name).read_bytes() for name in (*HEADERS, *COMMON, build.source)]
     word = wheels.digest_word(*sources, wheel.name.encode(), said.encode(), Path(__file__).read_bytes())
     name = f"{target}-{version}-{word}"
     place = wheels.cache_folder() / "runners" / name
@@ -112,14 +115,15 @@ def _build(build: Build, wheel: Path, compilers: dict[str, str], place: Path) ->
 def _compile(
     build: Build, unpacked: Path, libraries: Path, compilers: dict[str, str], made: Path, runner: Path
 ) -> None:
-    common = made / "runner.o"
+    objects = [str(made / f"{name}.o") for name in COMMON]
     wanted = ["-O2", "-Wall", f"-I{SOURCES}"]
-    _call([compilers["gcc"], "-std=gnu11", *wanted, "-c", "-o", str(common), str(SOURCES / "runner.c")], "compile")
+    for name, file in zip(COMMON, objects, strict=True):
+        _call([compilers["gcc"], "-std=gnu11", *wanted, "-c", "-o", file, str(SOURCES / name)], "compile")
     is_cpp = build.source.endswith(".cpp")
     command = [compilers["g++" if is_cpp else "gcc"], "-std=c++17" if is_cpp else "-std=gnu11", *wanted]
     # Kernels and delegates register themselves when they are loaded: nothing refers to them by name.
     command += ["-DC10_USING_CUSTOM_GENERATED_MACROS", *(f"-isystem{unpacked / path}" for path in build.includes)]
-    command += ["-o", str(runner), str(common), str(SOURCES / build.source), f"-L{libraries}", "-Wl,--no-as-needed"]
+    command += ["-o", str(runner), *objects, str(SOURCES / build.source), f"-L{libraries}", "-Wl,--no-as-needed"]
     _call([*command, *(f"-l{name}" for name in build.linked), "-Wl,--allow-shlib-undefined"], "compile")
 
 

@@ -16,6 +16,8 @@ ASK_TIMEOUT_S = 60.0
 PYTHON_RUNNER = Path(__file__).with_name("python_runner.py")
 ARM64 = frozenset({"aarch64", "arm64"})
 PYTHON_MODULES = {"tflite": ("ai_edge_litert", "tflite_runtime"), "onnx": ("onnxruntime",)}
+WITHOUT_PROFILER = frozenset({"tflite"})
+"""Whose Python interpreters time no kernels: only the native runner does."""
 # A module may come from a package of another name: onnxruntime from onnxruntime-gpu.
 SEEK = (
     "import importlib.metadata as m, importlib.util as u, sys\n"
@@ -29,16 +31,21 @@ SEEK = (
 )
 
 
-def choose_runners(transport: Transport, artifacts: Sequence[Artifact]) -> list[RunnerBundle]:
-    """The runner for each artifact on a device.
+def choose_runners(transport: Transport, artifacts: Sequence[Artifact], profiled: bool = False) -> list[RunnerBundle]:
+    """The runner for each artifact on a device. profiled: one that times every kernel.
 
     Raises UsageError when nothing can run one there, or when what it takes is not installed here.
     """
     for artifact in artifacts:
         _refuse(artifact, transport.device)
-    asked = {name for a in artifacts for name in PYTHON_MODULES.get(a.manifest.target.name, ())}
+    asked = {
+        name
+        for target in {artifact.manifest.target.name for artifact in artifacts}
+        for name in PYTHON_MODULES.get(target, ())
+        if not (profiled and target in WITHOUT_PROFILER)
+    }
     installed = _installed_there(transport, sorted(asked))
-    return [_choose(transport, artifact, installed) for artifact in artifacts]
+    return [_choose(transport, artifact, installed, profiled) for artifact in artifacts]
 
 
 def _refuse(artifact: Artifact, device: Device) -> None:
@@ -61,7 +68,7 @@ def _refuse(artifact: Artifact, device: Device) -> None:
         )
 
 
-def _choose(transport: Transport, artifact: Artifact, installed: dict[str, str]) -> RunnerBundle:
+def _choose(transport: Transport, artifact: Artifact, installed: dict[str, str], profiled: bool) -> RunnerBundle:
     target, device = artifact.manifest.target.name, transport.device
     for module in PYTHON_MODULES.get(target, ()):
         if module in installed:
@@ -74,6 +81,8 @@ def _choose(transport: Transport, artifact: Artifact, installed: dict[str, str])
     system, machine = _system_and_machine(transport)
     if system != "Linux" or machine not in ARM64:
         cure = "Install the runtime there: pip install ai-edge-litert." if target == "tflite" else "Use tflite there."
+        if profiled:
+            cure = "Export the model for onnx, and profile the layers of that file there."
         raise UsageError(
             f"{artifact.name} cannot run on {device.name}: native runners are built for arm64 Linux, "
             f"it is {system} {machine}.\n{cure}"

@@ -15,6 +15,17 @@ typedef union {
 } TensorType;
 
 enum { ON_CPU = 1, FOR_READING = 0, FOR_WRITING = 1 };
+enum { STAGE = 1, OPERATOR = 2, DELEGATED_OPERATOR = 8, MOST_EVENTS = 100000 };
+
+/* ProfiledEventData. where: the place of an operator in the file, or of an XNNPACK operator in its partition. */
+typedef struct {
+    const char *tag;
+    int kind;
+    uint64_t start_us, elapsed_us;
+    size_t memory[6];
+    uint64_t where, subgraph;
+    int source;
+} Event;
 
 extern Status LiteRtCreateEnvironment(int count, const void *options, Handle *made);
 extern Status LiteRtCreateModelFromFile(Handle environment, const char *file, Handle *made);
@@ -38,6 +49,12 @@ extern Status LiteRtCreateManagedTensorBufferFromRequirements(Handle, const Tens
 extern Status LiteRtGetTensorBufferPackedSize(Handle buffer, size_t *size);
 extern Status LiteRtLockTensorBuffer(Handle buffer, void **bytes, int mode);
 extern Status LiteRtUnlockTensorBuffer(Handle buffer);
+extern Status LiteRtCompiledModelGetProfiler(Handle compiled, Handle *profiler);
+extern Status LiteRtResetProfiler(Handle profiler);
+extern Status LiteRtStartProfiler(Handle profiler);
+extern Status LiteRtStopProfiler(Handle profiler);
+extern Status LiteRtGetNumProfilerEvents(Handle profiler, int *count);
+extern Status LiteRtGetProfilerEvents(Handle profiler, int count, Event *events);
 extern Status LiteRtRunCompiledModel(Handle, size_t signature, size_t inputs, Handle *, size_t outputs, Handle *);
 
 /* Buffers are in the order of the signature, which runs; the places are those of the file, which callers know. */
@@ -50,7 +67,7 @@ typedef struct {
 typedef Status (*ByPlace)(Handle, size_t, Handle *);
 typedef Status (*Requirements)(Handle, size_t, size_t, Handle *);
 
-static Handle environment, model, compiled, subgraph, signature;
+static Handle environment, model, compiled, subgraph, signature, profiler;
 static Side inputs, outputs;
 static void *copies[MOST_TENSORS];
 
@@ -83,24 +100,38 @@ static const char *make_side(Side *side, ByPlace in_file, ByPlace in_signature, 
     return NULL;
 }
 
-static const char *add_threads(Handle options, int threads) {
-    Handle cpu;
-    char *text = (char *)malloc(64);
+static const char *add_setting(Handle options, const char *name, const char *setting) {
+    Handle added;
+    char *text = strdup(setting);
     if (!text) return "out of memory";
-    snprintf(text, 64, "num_threads = %d\n", threads);
-    Status status = LiteRtCreateOpaqueOptions("xnnpack", text, free, &cpu);
-    if (!status) status = LiteRtAddOpaqueOptions(options, cpu);
-    return status ? failed("set the number of threads", status) : NULL;
+    Status status = LiteRtCreateOpaqueOptions(name, text, free, &added);
+    if (!status) status = LiteRtAddOpaqueOptions(options, added);
+    return status ? failed("take its settings", status) : NULL;
 }
 
-const char *runtime_load(const char *file, int threads) {
+static const char *start_profiler(void) {
+    Status status = LiteRtResetProfiler(profiler);
+    if (!status) status = LiteRtStartProfiler(profiler);
+    return status ? failed("start its profiler", status) : NULL;
+}
+
+static const char *find_profiler(void) {
+    Status status = LiteRtCompiledModelGetProfiler(compiled, &profiler);
+    if (status) return failed("profile", status);
+    return profiler ? start_profiler() : "this LiteRT gives no profiler";
+}
+
+const char *runtime_load(const char *file, int threads, int profiled) {
     Handle options;
     Status status;
     if ((status = LiteRtCreateEnvironment(0, NULL, &environment))) return failed("start", status);
     if ((status = LiteRtCreateModelFromFile(environment, file, &model))) return failed("read the file", status);
     if ((status = LiteRtCreateOptions(&options)) || (status = LiteRtSetOptionsHardwareAccelerators(options, ON_CPU)))
         return failed("choose the processor", status);
-    const char *wrong = add_threads(options, threads);
+    char setting[64];
+    snprintf(setting, sizeof setting, "num_threads = %d\n", threads);
+    const char *wrong = add_setting(options, "xnnpack", setting);
+    if (!wrong && profiled) wrong = add_setting(options, "runtime_options_string", "enable_profiling = true\n");
     if (wrong) return wrong;
     if ((status = LiteRtCreateCompiledModel(environment, model, options, &compiled)))
         return failed("prepare the file (XNNPACK needs a readable /sys)", status);
@@ -111,9 +142,10 @@ const char *runtime_load(const char *file, int threads) {
         return failed("read the graph", status);
     wrong = make_side(&inputs, LiteRtGetSubgraphInput, LiteRtGetSignatureInputTensorByIndex,
                       LiteRtGetCompiledModelInputBufferRequirements);
-    return wrong ? wrong
-                 : make_side(&outputs, LiteRtGetSubgraphOutput, LiteRtGetSignatureOutputTensorByIndex,
-                             LiteRtGetCompiledModelOutputBufferRequirements);
+    if (!wrong)
+        wrong = make_side(&outputs, LiteRtGetSubgraphOutput, LiteRtGetSignatureOutputTensorByIndex,
+                          LiteRtGetCompiledModelOutputBufferRequirements);
+    return wrong || !profiled ? wrong : find_profiler();
 }
 
 const char *runtime_set_input(size_t place, const void *bytes, size_t size) {
@@ -143,4 +175,31 @@ const char *runtime_get_output(size_t place, const void **bytes, size_t *size) {
     status = LiteRtUnlockTensorBuffer(buffer);
     if (!copy) return "out of memory";
     return status ? failed("give an output", status) : NULL;
+}
+
+static const char *note_events(const Event *events, int count) {
+    int begun = 0;
+    const char *wrong = NULL;
+    for (int i = 0; !wrong && i < count; i++) {
+        const char *tag = events[i].tag ? events[i].tag : "";
+        int inside = events[i].kind == DELEGATED_OPERATOR;
+        if (events[i].kind == STAGE && !strcmp(tag, "Invoke")) begun++;
+        else if (begun && (inside || events[i].kind == OPERATOR))
+            wrong = note_kernel(tag, inside, 0, (long)events[i].where, (int64_t)events[i].elapsed_us * 1000);
+    }
+    return wrong || begun == 1 ? wrong : sentence("LiteRT's profiler saw one run as %d", begun);
+}
+
+/* Emptied after each run, off the clock: its room is limited. */
+const char *runtime_note_kernels(void) {
+    int count = 0;
+    Status status = LiteRtStopProfiler(profiler);
+    if (!status) status = LiteRtGetNumProfilerEvents(profiler, &count);
+    if (!status && (count < 1 || count > MOST_EVENTS)) return sentence("LiteRT's profiler saw %d events", count);
+    Event *events = status ? NULL : (Event *)calloc((size_t)count, sizeof(Event));
+    if (!status && !events) return "out of memory";
+    if (!status) status = LiteRtGetProfilerEvents(profiler, count, events);
+    const char *wrong = status ? failed("read its profiler", status) : note_events(events, count);
+    free(events);
+    return wrong ? wrong : start_profiler();
 }

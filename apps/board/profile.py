@@ -41,11 +41,11 @@ def profile(folders: Sequence[Path], names: str, flags: profiles.ProfileFlags, a
     Leaves with 1 when a device failed or its measurement is incomplete.  Nothing is measured anywhere when a
     device is unknown or away.  An interruption ends the whole command, after what was taken is saved.
     """
-    devices = _devices(names)
+    devices = named_devices(names)
     opened = [open_artifact(folder) for folder in folders]
     photos = profiles.photos_for(opened, flags.photos)
     request = profiles.request_of(flags)
-    _check_all_ready(devices)
+    check_all_ready(devices)
     screen, outcomes = console(), []
     for device in devices:
         outcome = _measured(device, opened, request, flags.threads, photos)
@@ -88,14 +88,15 @@ def _row(outcome: Outcome) -> dict[str, object]:
     }
 
 
-def _devices(names: str) -> list[Device]:
+def named_devices(names: str) -> list[Device]:
+    """The devices of --device; UsageError for an unknown one, none, or one twice."""
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if not wanted or len(set(wanted)) != len(wanted):
         raise UsageError(f"--device {names!r} must name each device once: --device rpi_5,pixel_8.")
     return [load_device(name) for name in wanted]
 
 
-def _check_all_ready(devices: Sequence[Device]) -> None:
+def check_all_ready(devices: Sequence[Device]) -> None:
     """UsageError with the cure of the first device that cannot be used now: hours may go by before its turn."""
     for device in devices:
         with connect(device) as transport:

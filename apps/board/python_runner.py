@@ -10,12 +10,19 @@ from __future__ import annotations
 import base64
 import importlib
 import json
+import mmap
 import os
 import sys
 import time
-from typing import IO, Any, Callable, Dict, List, Optional, Sequence, Tuple  # noqa: UP035 - boards have Python 3.8
+from bisect import bisect_right
+from typing import IO, Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple  # noqa: UP035 - boards have Python 3.8
 
 MOST_RUNS = 100_000
+KERNEL = "_kernel_time"
+GRAPH, NODE, NODE_OUTPUT, NODE_NAME = 7, 1, 2, 3
+"""Fields of ModelProto, GraphProto and NodeProto (onnx.proto)."""
+VARINT, LENGTH_FIRST, FIXED_BYTES = 0, 2, {1: 8, 5: 4}
+"""How protobuf writes a field: its wire types."""
 RUNTIMES = {
     "tflite": ("ai_edge_litert.interpreter", "tflite_runtime.interpreter"),
     "onnx": ("onnxruntime",),
@@ -36,7 +43,9 @@ def find_runtime(kind: str) -> Tuple[str, Any]:  # noqa: UP006
 class TFLite:
     """A file in LiteRT or its predecessor, on XNNPACK."""
 
-    def __init__(self, module: Any, file: str, threads: int) -> None:
+    def __init__(self, module: Any, file: str, threads: int, profiled: bool) -> None:
+        if profiled:
+            raise ValueError("its Python interpreter has no profiler")
         self.interpreter = module.Interpreter(model_path=file, num_threads=threads)
         self.interpreter.allocate_tensors()
         self.details = self.interpreter.get_input_details()
@@ -55,6 +64,10 @@ class TFLite:
         """Raw bytes of the last run."""
         return [self.interpreter.get_tensor(index).tobytes() for index in self.outputs]
 
+    def kernels(self) -> Dict[str, Any]:  # noqa: UP006
+        """Never known."""
+        raise ValueError("no file is loaded with its kernels timed")
+
 
 class Onnx:
     """A file in ONNX Runtime, on the processor."""
@@ -64,9 +77,14 @@ class Onnx:
         "tensor(int32)": "int32", "tensor(int64)": "int64", "tensor(bool)": "bool", "tensor(double)": "float64",
     }  # fmt: skip
 
-    def __init__(self, module: Any, file: str, threads: int) -> None:
+    def __init__(self, module: Any, file: str, threads: int, profiled: bool) -> None:
         options = module.SessionOptions()
         options.intra_op_num_threads = threads
+        # Beside the file: what removes that removes these.
+        self.graph = f"{file}.optimised" if profiled else ""
+        if profiled:
+            options.optimized_model_filepath = self.graph
+            options.enable_profiling, options.profile_file_prefix = True, f"{file}.profile"
         self.session = module.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         self.details = self.session.get_inputs()
         self.fed: Dict[str, Any] = {}  # noqa: UP006
@@ -85,8 +103,17 @@ class Onnx:
         """Raw bytes of the last run."""
         return [array.tobytes() for array in self.found]
 
+    def kernels(self) -> Dict[str, Any]:  # noqa: UP006
+        """What ran; it ends the profile."""
+        if not self.graph:
+            raise ValueError("no file is loaded with its kernels timed")
+        graph, self.graph = self.graph, ""
+        with open(self.session.end_profiling(), encoding="utf-8") as file:  # noqa: PTH123
+            events = json.load(file)
+        return _notes(events, results_of(graph))
 
-KINDS: Dict[str, Callable[[Any, str, int], Any]] = {"tflite": TFLite, "onnx": Onnx}  # noqa: UP006
+
+KINDS: Dict[str, Callable[[Any, str, int, bool], Any]] = {"tflite": TFLite, "onnx": Onnx}  # noqa: UP006
 
 
 def _array(data: bytes, shape: Sequence[int], kind: Any) -> Any:
@@ -98,6 +125,64 @@ def _array(data: bytes, shape: Sequence[int], kind: Any) -> Any:
     if found.size != wanted:
         raise ValueError(f"an input has {wanted} values, {found.size} were given")
     return found.reshape([int(size) for size in shape])
+
+
+def _notes(events: Sequence[Dict[str, Any]], makes: Dict[str, str]) -> Dict[str, Any]:  # noqa: UP006
+    """Kernels and runs out of ONNX Runtime's profile; a run that it does not tell to its end is left out."""
+    whole = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e["name"] == "model_run")
+    starts = [start for start, _ in whole]
+    table: List[Dict[str, Any]] = []  # noqa: UP006
+    places: Dict[Tuple[str, ...], int] = {}  # noqa: UP006
+    runs: List[List[Tuple[int, int]]] = [[] for _ in whole]  # noqa: UP006
+    for event in sorted((e for e in events if e["name"].endswith(KERNEL)), key=lambda e: int(e["ts"])):
+        run = bisect_right(starts, event["ts"]) - 1
+        if run < 0 or event["ts"] > whole[run][1]:
+            continue
+        name, told = event["name"][: -len(KERNEL)], event["args"]
+        key = (name, told["op_name"], told["provider"])
+        if key not in places:
+            places[key] = len(table)
+            made = {"name": name, "kind": key[1], "runs_on": key[2], "makes": makes.get(name, "")}
+            table.append({**made, "delegated": True})
+        runs[run].append((places[key], event["dur"] * 1000))
+    return {"kernels": table, "runs": runs}
+
+
+def results_of(file: str) -> Dict[str, str]:  # noqa: UP006
+    """The first result of each node of an ONNX file, by the node's name, without the package onnx: boards lack it."""
+    with open(file, "rb") as model:  # noqa: PTH123
+        data = mmap.mmap(model.fileno(), 0, access=mmap.ACCESS_READ)
+    found = {}
+    for graph in _fields(data, 0, len(data), GRAPH):
+        for node in _fields(data, *graph, NODE):
+            names = [data[slice(*next(_fields(data, *node, field), (0, 0)))] for field in (NODE_NAME, NODE_OUTPUT)]
+            found[names[0].decode("utf-8", "replace")] = names[1].decode("utf-8", "replace")
+    return found
+
+
+def _fields(data: Any, at: int, end: int, wanted: int) -> Iterator[Tuple[int, int]]:  # noqa: UP006
+    """Where the values of one field of a protobuf message begin and end."""
+    while at < end:
+        key, at = _varint(data, at)
+        kind = key & 7
+        if kind == LENGTH_FIRST:
+            size, at = _varint(data, at)
+            if key >> 3 == wanted:
+                yield at, at + size
+            at += size
+        elif kind == VARINT:
+            _, at = _varint(data, at)
+        else:
+            at += FIXED_BYTES[kind]
+
+
+def _varint(data: Any, at: int) -> Tuple[int, int]:  # noqa: UP006
+    """A number and the place behind it."""
+    number = shift = 0
+    while data[at] & 0x80:
+        number |= (data[at] & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+    return number | data[at] << shift, at + 1
 
 
 def peak_memory_kb() -> int:
@@ -122,22 +207,31 @@ class Server:
         """One answer."""
         verb = command.get("do")
         if verb == "load":
-            return self.load(str(command["file"]), int(command.get("threads", 1)))
+            return self.load(str(command["file"]), int(command.get("threads", 1)), bool(command.get("profile")))
+        if verb == "kernels":
+            return self.kernels()
         if verb == "run":
             return self.run(command["inputs"])
         if verb == "time":
             if command.get("inputs"):
                 self.set_inputs(command["inputs"], verb)
             return {"latency_ns": [self.once() for _ in range(self.counted(int(command["count"])))]}
-        raise ValueError(f"there is no {verb}; a runner can load, run and time")
+        raise ValueError(f"there is no {verb}; a runner can load, run and time, and tell kernels")
 
-    def load(self, file: str, threads: int) -> Dict[str, Any]:  # noqa: UP006
+    def load(self, file: str, threads: int, profiled: bool) -> Dict[str, Any]:  # noqa: UP006
         """Load a file, once."""
         if self.model is not None:
             raise ValueError("a file is loaded already")
         begin = time.perf_counter_ns()
-        self.model = KINDS[self.kind](self.module, file, threads)
+        self.model = KINDS[self.kind](self.module, file, threads, profiled)
         return {"load_ns": time.perf_counter_ns() - begin, "runtime": f"{self.name}, Python"}
+
+    def kernels(self) -> Dict[str, Any]:  # noqa: UP006
+        """What every run of a profiled file ran; asked once."""
+        if self.model is None:
+            raise ValueError("no file is loaded with its kernels timed")
+        told: Dict[str, Any] = self.model.kernels()  # noqa: UP006
+        return told
 
     def set_inputs(self, files: Sequence[str], verb: str) -> None:
         """Read the inputs of the next inference."""

@@ -1,13 +1,17 @@
 /* A runner: one model file in one runtime, driven over stdin and stdout by one JSON object a line.
  *
  *   {"do":"load","file":"...","threads":1}   -> {"load_ns":..,"runtime":"...",...}
+ *   {"do":"load",...,"profile":1}            -> the same; from then on the kernels of every run are timed
  *   {"do":"run","inputs":["file",...]}       -> {"latency_ns":[..],"outputs":["base64",...],...}
  *   {"do":"time","count":8}                  -> {"latency_ns":[..],...}
  *   {"do":"time","count":1,"inputs":[...]}   -> {"latency_ns":[..],...}
+ *   {"do":"kernels"}                         -> {"kernels":[{"name":"..","delegated":true,"place":[0,3]},...],
+ *                                                "runs":[[[place in kernels,ns],...],...],...}
  *
  * Every answer has peak_memory_kb; {"error":"..."} in place of an answer leaves the runner able to go on.
  * Tensors are raw bytes, row-major, little-endian. `time` without inputs repeats the last ones.
  */
+#include "notes.h"
 #include "runtime.h"
 
 #include <errno.h>
@@ -25,11 +29,11 @@ typedef struct {
     const char *verb, *file;
     const char *inputs[MOST_TENSORS];
     size_t input_count;
-    long threads, count;
+    long threads, count, profile;
 } Command;
 
 static FILE *answers;
-static int is_loaded, has_inputs;
+static int is_loaded, is_profiled, has_inputs;
 
 const char *sentence(const char *format, ...) {
     static char text[512];
@@ -132,6 +136,7 @@ static char *read_member(char *at, Command *command) {
     else if (!strcmp(key, "file")) command->file = text;
     else if (!strcmp(key, "threads")) command->threads = number;
     else if (!strcmp(key, "count")) command->count = number;
+    else if (!strcmp(key, "profile")) command->profile = number;
     return at;
 }
 
@@ -152,14 +157,9 @@ static int read_command(char *line, Command *command) {
 /* Answers */
 
 static void answer_error(const char *what) {
-    fputs("{\"error\":\"", answers);
-    for (; *what; what++) {
-        unsigned char c = (unsigned char)*what;
-        if (c == '"' || c == '\\') fprintf(answers, "\\%c", c);
-        else if (c < 0x20 || c > 0x7e) fprintf(answers, "\\u%04x", c);
-        else fputc(c, answers);
-    }
-    fputs("\"}\n", answers);
+    fputs("{\"error\":", answers);
+    write_text(answers, what);
+    fputs("}\n", answers);
 }
 
 static void write_base64(const unsigned char *bytes, size_t size) {
@@ -179,10 +179,12 @@ static const char *load(const Command *command) {
     if (is_loaded) return "a file is loaded already";
     if (!command->file) return "load without a file";
     int64_t begin = now_ns();
-    const char *wrong = runtime_load(command->file, command->threads > 0 ? (int)command->threads : 1);
+    const char *wrong = runtime_load(command->file, command->threads > 0 ? (int)command->threads : 1,
+                                     command->profile != 0);
     if (wrong) return wrong;
     int64_t took = now_ns() - begin;
     is_loaded = 1;
+    is_profiled = command->profile != 0;
     fprintf(answers, "{\"load_ns\":%lld,\"runtime\":\"%s\",\"peak_memory_kb\":%ld}\n", (long long)took,
             runtime_name(), peak_memory_kb());
     return NULL;
@@ -214,12 +216,19 @@ static const char *set_inputs(const Command *command) {
     return NULL;
 }
 
-static const char *run(const Command *command) {
-    const char *wrong = set_inputs(command);
-    if (wrong) return wrong;
+static const char *run_once(int64_t *took) {
     int64_t begin = now_ns();
-    wrong = runtime_run();
-    int64_t took = now_ns() - begin;
+    const char *wrong = runtime_run();
+    *took = now_ns() - begin;
+    if (!wrong && is_profiled) wrong = note_run();
+    return wrong || !is_profiled ? wrong : runtime_note_kernels();
+}
+
+static const char *run(const Command *command) {
+    int64_t took;
+    const char *wrong = set_inputs(command);
+    if (!wrong) wrong = run_once(&took);
+    if (wrong) return wrong;
     const void *bytes[MOST_TENSORS];
     size_t sizes[MOST_TENSORS];
     for (size_t i = 0; !wrong && i < runtime_outputs(); i++) wrong = runtime_get_output(i, &bytes[i], &sizes[i]);
@@ -241,11 +250,7 @@ static const char *time_runs(const Command *command) {
     if (command->count < 1 || command->count > MOST_RUNS) return sentence("count is from 1 to %d", MOST_RUNS);
     int64_t *taken = (int64_t *)malloc(sizeof(int64_t) * (size_t)command->count);
     if (!taken) return "out of memory";
-    for (long i = 0; !wrong && i < command->count; i++) {
-        int64_t begin = now_ns();
-        wrong = runtime_run();
-        taken[i] = now_ns() - begin;
-    }
+    for (long i = 0; !wrong && i < command->count; i++) wrong = run_once(&taken[i]);
     if (!wrong) {
         fprintf(answers, "{\"peak_memory_kb\":%ld,\"latency_ns\":[", peak_memory_kb());
         for (long i = 0; i < command->count; i++) fprintf(answers, i ? ",%lld" : "%lld", (long long)taken[i]);
@@ -255,11 +260,20 @@ static const char *time_runs(const Command *command) {
     return wrong;
 }
 
+static const char *tell_kernels(void) {
+    if (!is_profiled) return "no file is loaded with its kernels timed";
+    fputc('{', answers);
+    write_notes(answers);
+    fprintf(answers, ",\"peak_memory_kb\":%ld}\n", peak_memory_kb());
+    return NULL;
+}
+
 static const char *obey(const Command *command) {
     if (!strcmp(command->verb, "load")) return load(command);
     if (!strcmp(command->verb, "run")) return run(command);
     if (!strcmp(command->verb, "time")) return time_runs(command);
-    return sentence("there is no %.40s; a runner can load, run and time", command->verb);
+    if (!strcmp(command->verb, "kernels")) return tell_kernels();
+    return sentence("there is no %.40s; a runner can load, run and time, and tell kernels", command->verb);
 }
 
 int main(void) {

@@ -3,6 +3,7 @@
 #define ACMIX_RUNTIME_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -10,8 +11,8 @@ extern "C" {
 
 enum { MOST_TENSORS = 64 };
 
-/* Loads the file; its inputs and outputs are in the order of the file. */
-const char *runtime_load(const char *file, int threads);
+/* Loads the file; its inputs and outputs are in the order of the file. profiled: each run's kernels are timed. */
+const char *runtime_load(const char *file, int threads, int profiled);
 size_t runtime_inputs(void);
 size_t runtime_outputs(void);
 /* The bytes of one input: row-major, little-endian, as many as the file's own tensor has. They are copied. */
@@ -20,6 +21,12 @@ const char *runtime_run(void);
 /* The bytes of one output after a run; they stay until the next call. */
 const char *runtime_get_output(size_t place, const void **bytes, size_t *size);
 const char *runtime_name(void);
+/* After each run of a file that was loaded as profiled: passes the run's kernels to note_kernel, in order. */
+const char *runtime_note_kernels(void);
+
+/* One kernel that the last run ran. name: the runtime's own, copied; delegated: inside a delegate; chain and place:
+ * which instruction, or which operator of the delegate's part. */
+const char *note_kernel(const char *name, int delegated, long chain, long place, int64_t ns);
 
 /* A sentence in a buffer of the runner's own, for the returns above. */
 const char *sentence(const char *format, ...) __attribute__((format(printf, 1, 2)));

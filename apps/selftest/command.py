@@ -134,6 +134,7 @@ def _records(
         yield tried(Check(f"tiny network, {precision}", claim, export))
     for artifact in files:
         yield from map(tried, runs.artifact_checks(bench, artifact))
+    yield from map(tried, runs.kernel_checks(bench, files))
     if files:
         yield tried(runs.measurement_check(bench, files))
     yield tried(links.clean_up_check(transport, scratch))

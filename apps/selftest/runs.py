@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from acmix.apps.board.choose import choose_runners
 from acmix.apps.selftest.record import Check, Evidence, FailedError, SkippedError
 from acmix.toolkit import profile as profiling
+from acmix.toolkit._remote_place import RemoteLane, place
 from acmix.toolkit._remote_runner import start_runner
 from acmix.toolkit.artifact import Artifact, executed_by
 from acmix.toolkit.conditions import State, hottest
@@ -30,15 +32,17 @@ from acmix.toolkit.target import Array
 FLOAT_TOLERANCE = 1e-5
 """Absolute and relative: the last bits of a float depend on the processor."""
 RUNS, SECONDS, WARM_UP_S = 32, 0.5, 1.0
+NOTED_RUNS = 3
 COLDEST, HOTTEST = -40.0, 150.0
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What these checks share. log: of the runtimes here."""
+    """What these checks share. log: of the runtimes here.  bundles: what was chosen, by the kind of file."""
 
     transport: Transport
     log: Path
+    bundles: dict[str, RunnerBundle] = field(default_factory=dict)
 
     @property
     def is_host(self) -> bool:
@@ -70,6 +74,14 @@ def artifact_checks(bench: Bench, artifact: Artifact) -> list[Check]:
         Check(f"outputs of {name}", f"on every probe the file gives there what it gives here, {how}",
               lambda: _outputs(bench, artifact)),
     ]  # fmt: skip
+
+
+def kernel_checks(bench: Bench, artifacts: Sequence[Artifact]) -> list[Check]:
+    """Each runtime's profiler, on the first of its files; here the runtimes are asked without a runner."""
+    first = {artifact.manifest.target.name: artifact for artifact in reversed(artifacts)}
+    claim = "the kernels of every run are noted there, and their times fit into the run"
+    chosen = [] if bench.is_host else [artifact for artifact in artifacts if artifact in first.values()]
+    return [Check(f"kernels of {artifact.name}", claim, partial(_kernels, bench, artifact)) for artifact in chosen]
 
 
 def measurement_check(bench: Bench, artifacts: Sequence[Artifact]) -> Check:
@@ -117,12 +129,18 @@ def _backwards(first: State, second: State) -> list[str]:
     return [f"{name} went from {a:g} to {b:g}" for name, a, b in pairs if a is not None and b is not None and b < a]
 
 
-def _bundle(bench: Bench, artifact: Artifact) -> RunnerBundle:
+def _bundle(bench: Bench, artifact: Artifact, profiled: bool = False) -> RunnerBundle:
+    # To ask starts a Python there, which takes a board seconds.
+    target = artifact.manifest.target
+    kind = f"{target.name} {target.options.get('delegate', '')} {profiled}"
+    if kind in bench.bundles:
+        return bench.bundles[kind]
     try:
-        (bundle,) = choose_runners(bench.transport, [artifact])
+        (bundle,) = choose_runners(bench.transport, [artifact], profiled)
     except UsageError as error:
         # There is no runner for it there, or nothing here to build one with.
         raise SkippedError(str(error)) from error
+    bench.bundles[kind] = bundle
     return bundle
 
 
@@ -150,6 +168,27 @@ def _outputs(bench: Bench, artifact: Artifact) -> Evidence:
     close = all(_agree(one, other, integers) for one, other in pairs)
     if not close:
         raise FailedError(f"{differing} values differ from this machine's, by {apart:g} at most", **evidence)
+    return evidence
+
+
+def _kernels(bench: Bench, artifact: Artifact) -> Evidence:
+    bundle = _bundle(bench, artifact, profiled=True)
+    folder = bench.transport.push(bundle.folder, f"runners/{bundle.name}")
+    placed = place(bench.transport, artifact, bundle, folder, 0)
+    with placed.start(bench.transport) as runner:
+        lane = RemoteLane(runner, placed, bench.threads, profiled=True)
+        lane.load()
+        latencies = [lane.run().ns for _ in range(NOTED_RUNS)]
+        notes = runner.kernels()
+    with open_session(SessionRequest(artifact.manifest.target.name, str(artifact.model_file)), bench.log) as session:
+        found = session.name_kernels(notes, NOTED_RUNS, bundle.runtime)
+    named = sum(kernel.value != "" for kernel in found.kernels)
+    evidence = {"runtime": bundle.runtime, "kernels": len(found.kernels), "named": named, "by": found.measured_by}
+    for run, latency_ns in zip(notes.runs, latencies, strict=True):
+        within = sum(ns for _, ns in run)
+        # A clock of whole microseconds may round each of them up.
+        if not run or within > latency_ns + 1000 * len(run):
+            raise FailedError(f"{len(run)} kernels of {within} ns in a run of {latency_ns} ns", **evidence)
     return evidence
 
 

@@ -1,4 +1,4 @@
-"""The time of every kernel of an ExecuTorch program: from the ETDump that the Python package's own runtime writes."""
+"""The time of every kernel of an ExecuTorch program, as the runtime tells its event tracer: here that of ETDump."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ import numpy as np
 from acmix.targets.formats import executorch_runtime, executorch_taps
 from acmix.targets.formats.xnnpack_events import GraphNode, align
 from acmix.toolkit.errors import UsageError
-from acmix.toolkit.kernels import KernelTime, KernelTimes
+from acmix.toolkit.kernels import KernelTime, KernelTimes, Noted, Notes, same_in_every_run
 from acmix.toolkit.target import Array
 
 BACKENDS = {"XnnpackBackend": "XNNPACK"}
 NUMBERED = re.compile(r" #\d+$")
 CONCATENATE = re.compile(r"XNNConcatenate(\d)$")
 MEASURED_BY = (
-    "ETDump of executorch {version}: portable kernels in nanoseconds, XNNPACK's operators in whole microseconds"
+    "the event tracer of {runtime}: portable kernels in nanoseconds, XNNPACK's operators in whole microseconds"
 )
 
 
@@ -32,7 +32,7 @@ class ProfiledProgram:
     """A program that was loaded with an event tracer."""
 
     def __init__(self, runtime: Any, file: Path) -> None:
-        self.file = file
+        self.file, self.runs = file, 0
         try:
             self.program: Any = runtime._load_for_executorch(str(file), enable_etdump=True)
         except RuntimeError as error:
@@ -41,6 +41,7 @@ class ProfiledProgram:
             raise UsageError("this ExecuTorch has no event tracer: pip install 'acmix[executorch]' brings one.")
 
     def __call__(self, inputs: Sequence[Array]) -> list[Array]:
+        self.runs += 1
         made = self.program.forward(executorch_runtime.tensors(inputs), clone_outputs=False)
         return [np.array(output.numpy(), order="C") for output in made]
 
@@ -51,31 +52,33 @@ class ProfiledProgram:
             dump = Path(folder, "program.etdp")
             self.program.write_etdump_result_to_file(str(dump))
             found = deserialize_from_etdump_flatcc(dump.read_bytes())
-        runs = [_events(run.events) for run in found.run_data if run.name == "Execute"]
-        made = _kernels(runs, _instructions(self.file))
-        return KernelTimes(tuple(made), MEASURED_BY.format(version=version("executorch")))
+        notes = notes_of([run.events for run in found.run_data if run.name == "Execute"])
+        return kernel_times(self.file, notes, self.runs, f"executorch {version('executorch')}")
 
 
-@dataclass(frozen=True)
-class Event:
-    """One thing that ran. place: the instruction; delegated: an operator of its delegate."""
+def notes_of(blocks: Sequence[Sequence[Any]]) -> Notes:
+    """The kernels of each run in order; what only encloses others (the call of a delegate, the method) is left out."""
+    places: dict[Noted, int] = {}
+    runs = []
+    for block in blocks:
+        run = []
+        for one in (event.profile_event for event in block if event.profile_event is not None):
+            place, ns = (one.chain_index, one.instruction_id), one.end_time - one.start_time
+            if one.delegate_debug_id_str:
+                noted = Noted(one.delegate_debug_id_str, delegated=True, place=place)
+            elif one.name and one.name.startswith("native_call_"):
+                noted = Noted(one.name.removeprefix("native_call_"), place=place)
+            else:
+                continue
+            run.append((places.setdefault(noted, len(places)), ns))
+        runs.append(tuple(run))
+    return Notes(tuple(places), tuple(runs))
 
-    place: tuple[int, int]
-    name: str
-    delegated: bool
-    ns: int
 
-
-def _events(events: Sequence[Any]) -> list[Event]:
-    """The kernels of one run in order; what only encloses others (the call of a delegate, the method) is left out."""
-    found = []
-    for one in (event.profile_event for event in events if event.profile_event is not None):
-        place, ns = (one.chain_index, one.instruction_id), one.end_time - one.start_time
-        if one.delegate_debug_id_str:
-            found.append(Event(place, NUMBERED.sub("", one.delegate_debug_id_str), True, ns))
-        elif one.name and one.name.startswith("native_call_"):
-            found.append(Event(place, one.name.removeprefix("native_call_"), False, ns))
-    return found
+def kernel_times(file: Path, notes: Notes, runs: int, runtime: str) -> KernelTimes:
+    """See Target."""
+    found = same_in_every_run(notes, runs, runtime)
+    return KernelTimes(tuple(_kernels(found, _instructions(file))), MEASURED_BY.format(runtime=runtime))
 
 
 @dataclass(frozen=True)
@@ -87,22 +90,21 @@ class Instruction:
     values: tuple[str, ...]
 
 
-def _kernels(runs: Sequence[Sequence[Event]], program: dict[tuple[int, int], Instruction]) -> list[KernelTime]:
-    if any([(e.place, e.name) for e in run] != [(e.place, e.name) for e in runs[0]] for run in runs):
-        raise UsageError("ExecuTorch did not run the same kernels every time: their times cannot be told apart.")
+def _kernels(
+    found: Sequence[tuple[Noted, tuple[int, ...]]], program: dict[tuple[int, int], Instruction]
+) -> list[KernelTime]:
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for index, event in enumerate(runs[0]):
-        groups[event.place].append(index)
+    for index, (noted, _) in enumerate(found):
+        groups[noted.place].append(index)
     made = []
     for place, members in groups.items():
-        names = [runs[0][index].name for index in members]
+        names = [NUMBERED.sub("", found[index][0].name) for index in members]
         called = program.get(place, Instruction("", (), ()))
         nodes = align(names, called.nodes) if called.backend else [0 if called.values else None] * len(names)
         for index, name, node in zip(members, names, nodes, strict=True):
             value = "" if node is None else called.values[node]
             runs_on = BACKENDS.get(called.backend, called.backend) or "portable"
-            times = tuple(run[index].ns for run in runs)
-            made.append(KernelTime(name, value, runs_on, bool(called.backend), times))
+            made.append(KernelTime(name, value, runs_on, bool(called.backend), found[index][1]))
     return made
 
 

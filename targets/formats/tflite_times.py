@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,12 @@ import numpy as np
 
 from acmix.targets.formats import tflite_flatbuffer, tflite_placement, tflite_taps
 from acmix.targets.formats.tflite_litert import DELEGATED_OPERATOR, OPERATOR, STAGE, Event, Model
+from acmix.targets.formats.tflite_placement import DELEGATE
 from acmix.targets.formats.xnnpack_events import GraphNode, align
-from acmix.toolkit.errors import UsageError
-from acmix.toolkit.kernels import KernelTime, KernelTimes
+from acmix.toolkit.kernels import KernelTime, KernelTimes, Noted, Notes, same_in_every_run
 from acmix.toolkit.target import Array
 
-MEASURED_BY = "the profiler of LiteRT's C interface (ai-edge-litert {version}), in whole microseconds"
-Kernel = tuple[str, bool, int]
-"""Name, inside the delegate, place: of an operator in the file, or of an XNNPACK operator in its partition."""
+MEASURED_BY = "the profiler of LiteRT's C interface ({runtime}), in whole microseconds"
 
 
 class ProfiledModel:
@@ -40,53 +38,62 @@ class ProfiledModel:
         return [np.frombuffer(content, dtype).reshape(shape) for content, (dtype, shape) in kinds]
 
     def kernels(self) -> KernelTimes:
-        runs: list[list[Event]] = []
-        for event in self.model.events():
-            if event.kind == STAGE and event.tag == b"Invoke":
-                runs.append([])
-            elif runs and event.kind in (OPERATOR, DELEGATED_OPERATOR):
-                runs[-1].append(event)
-        first = [_kernel(event) for event in runs[0]] if runs else []
-        if len(runs) != self.runs or any([_kernel(event) for event in run] != first for run in runs):
-            raise UsageError(
-                f"LiteRT's profile of {self.runs} runs does not show the same kernels in each of them: "
-                "their times cannot be told apart. Profile fewer runs."
-            )
-        times = zip(*([event.elapsed_us * 1000 for event in run] for run in runs), strict=True)
-        made = tuple(
-            KernelTime(name, value, tflite_placement.DELEGATE if inside else "TFLite kernel", inside, taken)
-            for (name, inside, _), value, taken in zip(first, _values(self.file, first), times, strict=True)
-        )
-        return KernelTimes(made, MEASURED_BY.format(version=version("ai-edge-litert")))
+        runtime = f"ai-edge-litert {version('ai-edge-litert')}"
+        return kernel_times(self.file, notes_of(self.model.events()), self.runs, runtime)
 
 
-def _kernel(event: Event) -> Kernel:
-    return event.tag.decode("utf-8", "replace"), event.kind == DELEGATED_OPERATOR, int(event.where)
+def notes_of(events: Iterable[Event]) -> Notes:
+    """The operators of each invocation; what encloses them is left out."""
+    places: dict[Noted, int] = {}
+    runs: list[list[tuple[int, int]]] = []
+    for event in events:
+        if event.kind == STAGE and event.tag == b"Invoke":
+            runs.append([])
+        elif runs and event.kind in (OPERATOR, DELEGATED_OPERATOR):
+            name, inside = event.tag.decode("utf-8", "replace"), event.kind == DELEGATED_OPERATOR
+            noted = Noted(name, delegated=inside, place=(0, int(event.where)))
+            runs[-1].append((places.setdefault(noted, len(places)), event.elapsed_us * 1000))
+    return Notes(tuple(places), tuple(map(tuple, runs)))
 
 
-def _values(file: Path, kernels: Sequence[Kernel]) -> list[str]:
-    """The value that each kernel makes, '' where that cannot be told."""
+def kernel_times(file: Path, notes: Notes, runs: int, runtime: str) -> KernelTimes:
+    """See Target."""
+    found = same_in_every_run(notes, runs, runtime)
+    values = _values(file, [noted for noted, _ in found])
+    made = tuple(
+        KernelTime(noted.name, value, DELEGATE if noted.delegated else "TFLite kernel", noted.delegated, taken)
+        for (noted, taken), value in zip(found, values, strict=True)
+    )
+    return KernelTimes(made, MEASURED_BY.format(runtime=runtime))
+
+
+def _values(file: Path, kernels: Sequence[Noted]) -> list[str]:
+    """The value that each kernel makes, '' where that cannot be told.
+
+    A kernel's place is that of an operator in the file, or of an XNNPACK operator in its partition.
+    """
     graph = tflite_placement.read_graph(file)
     partitions = [sorted(members) for members in tflite_placement.partitions_of(file, graph)]
     groups = list(_groups(kernels))
-    places: list[int | None] = [None if inside else place for _, inside, place in kernels]
+    places: list[int | None] = [None if noted.delegated else noted.place[1] for noted in kernels]
     # Partitions run in the order in which they were made; with another number of them nothing can be told.
     for members, group in zip(partitions, groups if len(groups) == len(partitions) else [], strict=False):
         nodes = [GraphNode(graph.kinds[m], _operators(graph.kinds[m], graph.operators[m])) for m in members]
-        for index, node in zip(group, align([kernels[i][0] for i in group], nodes), strict=True):
+        for index, node in zip(group, align([kernels[i].name for i in group], nodes), strict=True):
             places[index] = None if node is None else members[node]
     names = _names(file)
-    return ["" if place is None else names[place] for place in places]
+    # A device may name an operator that the file does not have.
+    return ["" if place is None or place >= len(names) else names[place] for place in places]
 
 
-def _groups(kernels: Sequence[Kernel]) -> Iterator[list[int]]:
+def _groups(kernels: Sequence[Noted]) -> Iterator[list[int]]:
     """The places of each partition's operators, which it counts from 0."""
     group: list[int] = []
-    for index, (_, inside, place) in enumerate(kernels):
-        if group and (not inside or place == 0):
+    for index, noted in enumerate(kernels):
+        if group and (not noted.delegated or noted.place[1] == 0):
             yield group
             group = []
-        if inside:
+        if noted.delegated:
             group.append(index)
     if group:
         yield group

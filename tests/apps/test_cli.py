@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,7 +225,7 @@ def test_verify_of_a_good_artifact_is_exit_code_0(acmix: Callable[..., Answer], 
 
 def test_profile_interleaves_and_keeps_raw_samples(acmix: Callable[..., Answer], exported: Exported) -> None:
     folders = [str(exported("float32")[name].folder) for name in ("onnx", "tflite")]
-    answer = acmix("profile", *folders, "--runs", "60", "--seconds", "0", "--wait", "0", "--json")
+    answer = acmix("profile", *folders, "--runs", "60", "--seconds", "0", "--wait", "0", "--warm-up", "0.5", "--json")
     assert answer.code == 0, answer.err
     result = json.loads(answer.out)
     saved = json.loads(Path(result["saved"]).read_bytes())
@@ -281,37 +279,3 @@ def test_acmix_export_is_export(workplace: Path) -> None:
     answer = subprocess.run([PROGRAMS / "acmix-export", "--target", "nope"], capture_output=True, text=True)
     assert answer.returncode == 2
     assert answer.stderr.startswith("acmix: no target is called 'nope'")
-
-
-def test_a_full_disk_is_a_sentence(workplace: Path) -> None:
-    """A real one: a file system of one megabyte, where mounting is allowed."""
-    small = workplace / "small"
-    small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip("mounting a small file system is not allowed here")
-    try:
-        command = [PROGRAMS / "acmix-export", *TINY[:-1], str(small)]
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        left = [p.name for p in small.iterdir() if p.suffix != ".log"]
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
-    assert answer.returncode == 2, answer.stderr
-    assert "disk is full" in answer.stderr
-    assert "Traceback" not in answer.stderr
-    assert left == []
-
-
-def test_an_interrupt_leaves_nothing_half_written(workplace: Path) -> None:
-    command = [PROGRAMS / "acmix-export", *TINY]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, process_group=0)
-    deadline = time.monotonic() + 60
-    while not list(workplace.glob("out/.*")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.killpg(process.pid, 2)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert "interrupted" in err
-    assert "Traceback" not in err
-    assert [p for p in workplace.glob("out/*") if p.suffix != ".log"] == []
-    assert list(workplace.glob("out/.*")) == []

@@ -58,9 +58,13 @@ def test_the_heaviest_module_comes_first_on_every_runtime(lopsided: list[str], t
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--layers", "--device", "pi"], "--layers runs on this host only"),
+        (["--layers", "--device", "nowhere"], "no device is called 'nowhere'"),
+        (["--layers", "--device", "host,host"], "must name each device once"),
+        (["--layers", "--device", "host", "--plot", "layers.docx"], "a picture ends in .png"),
+        (["--layers", "--device", "host", "--model", LOPSIDED], "is not what make_net-onnx-float32 was made from"),
         (["--layers", "--seconds", "3"], "--layers counts runs"),
         (["--layers", "--wait", "3"], "--layers has no verdict"),
+        (["--layers", "--warm-up", "3"], "--layers warms up for 3 s at most"),
         (["--layers", "--photos", "photos"], "--layers repeats one input of noise"),
         (["--plot", "layers.png"], "--plot and --model belong to --layers"),
         (["--layers", "--plot", "layers.docx"], "a picture ends in .png"),
@@ -75,8 +79,12 @@ def test_flags_that_do_not_go_with_it_are_refused(exported: Exported, words: lis
     assert isinstance(done.exception, UsageError) and message in str(done.exception)
 
 
-def test_files_that_cannot_stand_side_by_side_are_refused(exported: Exported, lopsided: list[str]) -> None:
-    done = CliRunner().invoke(app, ["profile", str(exported("float32")["onnx"].folder), lopsided[0], "--layers"])
+@pytest.mark.parametrize("where", [[], ["--device", "host"]])
+def test_files_that_cannot_stand_side_by_side_are_refused(
+    exported: Exported, lopsided: list[str], where: list[str]
+) -> None:
+    words = [str(exported("float32")["onnx"].folder), lopsided[0], "--layers", *where]
+    done = CliRunner().invoke(app, ["profile", *words])
     assert isinstance(done.exception, UsageError) and "are of different networks or weights" in str(done.exception)
 
 

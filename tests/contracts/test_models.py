@@ -27,6 +27,23 @@ def network_of(spec: ModelSpec) -> capture.Network:
     return capture.build(ModelSource(spec.name, "zoo", spec), "random")
 
 
+@pytest.fixture(scope="module")
+def network(request: pytest.FixtureRequest) -> capture.Network:
+    """A model with random weights: pytest runs all its tests together, so it is built once."""
+    return network_of(spec_of(request.param))
+
+
+def over(names: list[str]) -> pytest.MarkDecorator:
+    """Once for each of these models."""
+    return pytest.mark.parametrize("network", names, indirect=True, scope="module")
+
+
+def at_size(published: ModelSpec, height: int, width: int) -> ModelSpec:
+    """The same model for another size; raises UsageError where it takes none such."""
+    image = published.inputs[0]
+    return at_inputs(published, (TensorSpec(image.name, (*image.shape[:2], height, width), layout="nchw"),))
+
+
 def published_digits(count: int, claim: int) -> int:
     """The count, rounded to the digits of the claim that are not trailing zeros."""
     zeros = len(str(claim)) - len(str(claim).rstrip("0"))
@@ -40,11 +57,9 @@ def test_the_catalog_reads_the_same_names_as_python_does() -> None:
         assert (spec.name, spec.claims, spec.weights is not None) == (card.name, card.claims, card.packaged_weights)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_parameters_and_macs_are_the_published_ones(name: str) -> None:
-    spec = spec_of(name)
-    claims = spec.claims
-    network = network_of(spec)
+@over(NAMES)
+def test_parameters_and_macs_are_the_published_ones(network: capture.Network) -> None:
+    claims = network.spec.claims
     if claims.parameters is not None:
         assert published_digits(parameter_count(network.module), claims.parameters) == claims.parameters
     if claims.macs is None:
@@ -58,20 +73,15 @@ def test_parameters_and_macs_are_the_published_ones(name: str) -> None:
         assert published_digits(macs, claims.macs) == claims.macs
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_random_weights_repeat_for_a_seed(name: str) -> None:
-    spec = spec_of(name)
-    digests = set()
-    for _ in range(2):
-        digests.add(network_of(spec).weights.digest)
-    assert len(digests) == 1
+@over(NAMES)
+def test_random_weights_repeat_for_a_seed(network: capture.Network) -> None:
+    assert network_of(network.spec).weights.digest == network.weights.digest
     torch.manual_seed(1)
-    assert weights.digest(spec.build()) not in digests
+    assert weights.digest(network.spec.build()) != network.weights.digest
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_random_network_tells_inputs_apart(name: str) -> None:
-    network = network_of(spec_of(name))
+@over(NAMES)
+def test_a_random_network_tells_inputs_apart(network: capture.Network) -> None:
     generator = torch.Generator().manual_seed(0)
     outputs = [
         network([torch.randn(s.shape, generator=generator).numpy() for s in network.spec.inputs])[0] for _ in range(2)
@@ -82,42 +92,34 @@ def test_a_random_network_tells_inputs_apart(name: str) -> None:
     assert abs(outputs[0] - outputs[1]).max() > 1e-4
 
 
+SIZED = [name for name in NAMES if spec_of(name).preprocess is not None and len(spec_of(name).inputs) == 1]
 PREPARED = [name for name in NAMES if spec_of(name).for_inference is not None]
 
 
-@pytest.mark.parametrize("name", PREPARED)
-def test_the_inference_forms_are_the_same_network_in_float64(name: str) -> None:
-    spec = spec_of(name)
-    module = network_of(spec).module
-    before = weights.digest(module)
-    prepared = prepare(module, spec, TARGETS)
-    assert weights.digest(module) == before, "for_inference changed its argument"
+@over(PREPARED)
+def test_the_inference_forms_are_the_same_network_in_float64(network: capture.Network) -> None:
+    spec = network.spec
+    if spec.name in SIZED and spec.resized is None and min(spec.inputs[0].shape[2:]) > 128:
+        # The same module; float64 is slow.
+        spec = at_size(spec, 128, 128)
+    before = weights.digest(network.module)
+    prepared = prepare(network.module, spec, TARGETS)
+    assert weights.digest(network.module) == before, "for_inference changed its argument"
     for form in prepared.values():
         assert form.error_float64 is not None
         assert form.error_float64 < 1e-10
 
 
-SIZED = [name for name in NAMES if spec_of(name).preprocess is not None and len(spec_of(name).inputs) == 1]
-
-
-@pytest.mark.parametrize("name", SIZED)
-def test_another_input_size_builds_and_runs_or_is_refused_with_those_that_do(name: str) -> None:
-    published = spec_of(name)
-    image = published.inputs[0]
-
-    def at_size(height: int, width: int) -> ModelSpec:
-        return at_inputs(published, (TensorSpec(image.name, (*image.shape[:2], height, width), layout="nchw"),))
-
+@over(SIZED)
+def test_another_input_size_builds_and_runs_or_is_refused_with_those_that_do(network: capture.Network) -> None:
     try:
-        spec = at_size(160, 128)
-        network = network_of(spec)
+        other = network_of(at_size(network.spec, 160, 128))
     except UsageError as refusal:
         assert "multiples of 224" in str(refusal)
-        spec = at_size(224, 448)
-        network = network_of(spec)
-    shape = spec.inputs[0].shape
-    output = network([torch.zeros(shape).numpy()])[0]
-    if spec.classifies:
+        other = network_of(at_size(network.spec, 224, 448))
+    shape = other.spec.inputs[0].shape
+    output = other([torch.zeros(shape).numpy()])[0]
+    if other.spec.classifies:
         assert output.shape == (1, 1000)
-    assert spec.preprocess is not None
-    assert spec.preprocess.crop == shape[2:]
+    assert other.spec.preprocess is not None
+    assert other.spec.preprocess.crop == shape[2:]

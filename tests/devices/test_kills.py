@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from acmix.toolkit.devices import connect
+from acmix.toolkit.devices import _shell, connect
 from acmix.toolkit.errors import GateError
 
 Start = Callable[..., AbstractContextManager[Any]]
@@ -207,3 +207,22 @@ def _mentions(process: psutil.Process, word: str) -> bool:
         return word in " ".join(process.cmdline())
     except psutil.Error:
         return False
+
+
+def test_a_phone_that_hangs_is_not_waited_for(
+    start: Start, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_shell, "REMOVE_TIMEOUT_S", 1.5)
+    (tmp_path / "x").write_bytes(b"x")
+    with start("phone", request, tmp_path) as phone, connect(phone.device) as transport:
+        transport.push(tmp_path / "x", "x")
+        family = psutil.Process(phone.process.pid).children(recursive=True)
+        for process in family:
+            process.suspend()
+        begin = time.monotonic()
+        with pytest.raises(GateError, match=r"no answer within 1.5 s whether /data.* is removed") as told:
+            transport.remove_work_folder()
+        assert time.monotonic() - begin < 5
+        assert "`acmix devices clean` does it later" in str(told.value)
+        for process in family:
+            process.resume()

@@ -107,7 +107,8 @@ def test_a_profile_that_is_killed_keeps_its_samples_and_leaves_nothing(
     artifact = exported("w8a8")["tflite"]
     folder = shutil.copytree(artifact.folder, tmp_path / artifact.name)
     program = str(Path(sys.executable).with_name("acmix"))
-    words = [program, "profile", str(folder), "--device", "mine", "--runs", "1000000", "--wait", "0"]
+    words = [program, "profile", str(folder), "--device", "mine", "--runs", "1000000"]
+    words += ["--wait", "0", "--warm-up", "0.2"]
     place = "/data/local/tmp/acmix-work" if name == "phone" else ".cache/acmix-work"
     with (
         connect(device) as transport,

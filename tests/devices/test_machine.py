@@ -43,8 +43,8 @@ def test_a_file_is_proven_and_measured_on_it_and_the_verdict_is_emulated(
     assert state == "ready"
     artifact = exported("w8a8")["tflite"]
     folder = str(shutil.copytree(artifact.folder, tmp_path / artifact.name))
-    words = ["profile", folder, "--device", "booted", "--runs", "2", "--seconds", "0", "--wait", "0", "--json"]
-    done = CliRunner().invoke(app, words)
+    glance = ["--runs", "2", "--seconds", "0", "--wait", "0", "--warm-up", "0.2", "--json"]
+    done = CliRunner().invoke(app, ["profile", folder, "--device", "booted", *glance])
     assert done.exit_code == 0, done.stderr
     (row,) = json.loads(done.stdout)["devices"]
     assert row["measurement"]["judgement"]["verdict"] == "emulated"

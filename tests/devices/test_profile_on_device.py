@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from acmix.apps.board.choose import choose_runners
 from acmix.apps.cli import app
-from acmix.toolkit import remote
+from acmix.toolkit import _remote_place, remote
 from acmix.toolkit.artifact import Artifact, digest_files, write_manifest
 from acmix.toolkit.device import Device
 from acmix.toolkit.devices import connect
@@ -72,7 +72,7 @@ def test_every_runner_gives_what_the_runtime_here_gives(device: Device, exported
     with connect(device) as transport:
         for artifact, bundle in zip(artifacts, choose_runners(transport, artifacts), strict=True):
             folder = transport.push(bundle.folder, f"runners/{bundle.name}")
-            placed = remote._place(transport, artifact, bundle, folder, 0)
+            placed = _remote_place.place(transport, artifact, bundle, folder, 0)
             wanted = on_host(artifact, placed.references, tmp_path / "log")
             with placed.start(transport) as runner:
                 assert runner.load(placed.file, 1).ns > 0
@@ -113,8 +113,8 @@ def test_the_program_measures_on_both_and_shows_no_milliseconds(
     add_device("pi", board.device)
     add_device("pixel", phone.device)
     chosen = [exported("w8a8")["tflite"]]
-    words = [*copies(chosen, tmp_path), "--device", "pi,pixel", "--runs", "2", "--seconds", "0", "--wait", "0"]
-    done = CliRunner().invoke(app, ["profile", *words, "--json"])
+    glance = ["--runs", "2", "--seconds", "0", "--wait", "0", "--warm-up", "0.2", "--json"]
+    done = CliRunner().invoke(app, ["profile", *copies(chosen, tmp_path), "--device", "pi,pixel", *glance])
     assert done.exit_code == 0, done.stderr
     answer = json.loads(done.stdout)
     assert [row["device"] for row in answer["devices"]] == ["pi", "pixel"]

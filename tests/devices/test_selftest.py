@@ -49,13 +49,15 @@ def test_every_claim_holds_on_the_virtual_devices(
     assert [r for r in report.records if r.outcome == "failed"] == [] and code == 0
     found = {r.name: r for r in report.records}
     skipped = [r.name for r in report.records if r.outcome == "skipped"]
-    onnx = [f"{what} {files[2].name}" for what in ("runner for", "outputs of")]
+    onnx = [f"{what} {files[2].name}" for what in ("runner for", "outputs of", "kernels of")]
     assert skipped == (onnx if name == "phone" else [])
     if name == "phone":
         assert "no ONNX runner for phones" in found[onnx[0]].reason
     integers = found[f"outputs of {files[1].name}"].evidence
     assert integers["differing"] == 0 and integers["values"] > 1000
     assert 0 <= found[f"outputs of {files[0].name}"].evidence["largest_difference"] < 1e-3
+    noted = found[f"kernels of {files[0].name}"].evidence
+    assert noted["kernels"] >= 10 and noted["named"] >= 5
     measured = found["measurement"].evidence
     assert measured["verdict"] == "emulated"
     assert all(set(row) == {"artifact", "runs", "emulated"} for row in measured["summary"])

@@ -2,7 +2,17 @@
 
 import pytest
 
-from acmix.toolkit.layer_times import UNACCOUNTED, UNMAPPED, Floor, LayerReport, LayerTimes, OperatorTime, rows
+from acmix.toolkit.layer_times import (
+    UNACCOUNTED,
+    UNMAPPED,
+    Floor,
+    LayerReport,
+    LayerTimes,
+    OperatorTime,
+    Row,
+    rows,
+    sum_of,
+)
 
 MS = 1_000_000
 
@@ -28,3 +38,14 @@ def test_slowdown_share_outside_and_distance_from_the_floor() -> None:
     assert LAYERS.slowdown == pytest.approx(10 / 8)
     assert LAYERS.outside_share == pytest.approx(2 / 9)
     assert LAYERS.times_floor == pytest.approx(8 / 4)
+
+
+def test_an_emulated_device_has_shares_and_no_milliseconds() -> None:
+    found = rows(LayerReport("net", (LAYERS,), 1, (0,), {}, device="pi", emulation=("QEMU",)))
+    assert [row.ms for row in found] == [(None,)] * 4
+    assert [row.shares[0] for row in found] == pytest.approx([0.6, 0.2, 0.1, 0.1])
+
+
+def test_rows_that_are_left_out_are_summed() -> None:
+    made = sum_of([Row("a", "", (1.0, None), (0.1, None)), Row("b", "", (2.0, None), (0.2, None))], "(2 more)")
+    assert made.ms == (3.0, None) and made.shares == (pytest.approx(0.3), None)

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from acmix.toolkit._session_messages import Command
 from acmix.toolkit.artifact import Artifact
 from acmix.toolkit.errors import GateError
-from acmix.toolkit.session import Command, SessionRequest, open_session
+from acmix.toolkit.session import SessionRequest, open_session
 
 Exported = Callable[[str], dict[str, Artifact]]
 IMAGE = np.zeros((1, 3, 32, 32), np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,23 @@ def test_a_saved_program_is_named_like_its_file(tmp_path: Path) -> None:
     assert [s.shape for s in spec.inputs] == [(1, 3, 4, 4)]
     with pytest.raises(UsageError, match="leave --input out"):
         find_model(str(tmp_path / "my-net.pt2"), (parse_input("1x3x4x4"),))
+
+
+def test_two_files_of_one_name_are_two_modules(tmp_path: Path) -> None:
+    for folder, width in (("a", 2), ("b", 5)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "nets.py").write_text(
+            f"from torch import nn\nclass Net(nn.Linear):\n    pass\ndef make():\n    return Net(3, {width})\n",
+            encoding="utf-8",
+        )
+    built = [find_model(f"{tmp_path / f / 'nets.py'}:make", (parse_input("1x3"),)).spec.build() for f in "ab"]
+    assert [net.out_features for net in built] == [2, 5]
+    assert sys.modules[type(built[0]).__module__] is not sys.modules[type(built[1]).__module__]
+
+
+def test_a_network_of_the_users_own_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "ready.py").write_text("from torch import nn\nNET = nn.Linear(3, 2)\n", encoding="utf-8")
+    spec = find_model(f"{tmp_path / 'ready.py'}:NET", (parse_input("1x3"),)).spec
+    first, second = spec.build(), spec.build()
+    nn.init.zeros_(first.weight)
+    assert second.weight.abs().sum() > 0

@@ -74,15 +74,24 @@ class Keeper:
             raise GateError(f"{self.device}: no work folder at {self.folder}: its shell says {printable(said, 60)!r}")
 
     def release(self, timeout_s: float) -> bool:
-        """Have the folder removed; whether the shell there says in time that it is gone."""
+        """Have the folder removed; whether the shell there says that it is gone.
+
+        GateError when the shell says nothing in time: whoever asks again would wait as long for nothing.
+        """
         lines = self._lines
         if lines is None:
             return True
         try:
-            lines.write(BYE)
-            return lines.wait(timeout_s) == 0
-        except GateError:
-            return False
+            with contextlib.suppress(GateError):
+                lines.write(BYE)
+            code = lines.wait(timeout_s)
+            if code is None and lines.process.poll() is None:
+                raise GateError(
+                    f"{self.device}: no answer within {timeout_s:g} s whether {self.folder} is removed: the device "
+                    "hangs, or its disk is slow.\nIts own shell removes the folder when it goes on; "
+                    "`acmix devices clean` does it later."
+                )
+            return code == 0
         finally:
             self._end()
 

@@ -19,7 +19,8 @@ from acmix.toolkit.errors import GateError
 TEXT_LIMIT_BYTES = 1 << 18
 TEXT_TIMEOUT_S = 15.0
 KILL_TIMEOUT_S = 5.0
-REMOVE_TIMEOUT_S = 60.0
+REMOVE_TIMEOUT_S = 15.0
+"""The shell there tries for 8 s; a disk takes a second for all that we push."""
 CLOSE_TIMEOUT_S = 10.0
 FOLDER = "acmix-work"
 """Made inside the device's work_folder: only what is in it is ever removed, never a folder that a user named."""
@@ -127,7 +128,10 @@ class ShellTransport:
         return self._keeper.folder
 
     def remove_work_folder(self) -> None:
-        """Remove what was pushed; the folder that the user named stays, and so do those of other connections."""
+        """Remove what was pushed; the folder that the user named stays, and so do those of other connections.
+
+        Raises GateError soon when the device does not answer.
+        """
         keeper, self._keeper = self._keeper, None
         if keeper is None or keeper.release(REMOVE_TIMEOUT_S):
             return
@@ -145,7 +149,8 @@ class ShellTransport:
         """End the work folder; a device that is gone removes it by itself."""
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
-            keeper.release(CLOSE_TIMEOUT_S)
+            with contextlib.suppress(GateError):
+                keeper.release(CLOSE_TIMEOUT_S)
 
     def _remove(self, folder: str) -> None:
         done = self.execute(f"rm -rf {quote([folder])}", timeout_s=REMOVE_TIMEOUT_S)

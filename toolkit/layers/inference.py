@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from acmix.toolkit.errors import UsageError
 
@@ -23,35 +25,47 @@ class InferenceLayer(Protocol):
 def replace_layers(module: nn.Module, target: str, example_inputs: Sequence[Tensor]) -> nn.Module:
     """A copy of the module in which every InferenceLayer is in its inference form, the outermost where they nest.
 
-    The shapes that the layers get are found by one forward pass of the copy, at evaluation.  A layer that this pass
-    does not reach stays as it is.  Raises UsageError for a layer that gets two shapes in one pass.
+    The shapes that the layers get are found by one forward pass of another copy, at evaluation, which computes
+    nothing where the network allows that.  A layer that this pass does not reach stays as it is.  Raises UsageError
+    for a layer that gets two shapes in one pass.
     """
+    shapes = _input_shapes(module, example_inputs)
     prepared = copy.deepcopy(module)
-    shapes = _input_shapes(prepared, example_inputs)
-    prepared.train(module.training)
-    return _replaced(prepared, target, shapes, {})
+    layers = {layer: shapes[name] for name, layer in prepared.named_modules() if name in shapes}
+    return _replaced(prepared, target, layers, {})
 
 
-def _input_shapes(module: nn.Module, example_inputs: Sequence[Tensor]) -> dict[nn.Module, torch.Size]:
-    shapes: dict[nn.Module, torch.Size] = {}
+def _input_shapes(module: nn.Module, example_inputs: Sequence[Tensor]) -> dict[str, torch.Size]:
+    """By the layers' names."""
+    try:
+        # A copy: a network may keep what its forward pass made, and here that is a shape without numbers.
+        probed = copy.deepcopy(module)
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+            return _noted_shapes(probed, [fake.from_tensor(one) for one in example_inputs])
+    except UsageError:
+        raise
+    except Exception:
+        # One that asks for numbers, as in `if x.sum() > 0`, or calls what torch does not know by its shapes.
+        return _noted_shapes(copy.deepcopy(module), example_inputs)
+
+
+def _noted_shapes(module: nn.Module, inputs: Sequence[Tensor]) -> dict[str, torch.Size]:
+    shapes: dict[str, torch.Size] = {}
     names = {layer: name for name, layer in module.named_modules()}
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        shape = inputs[0].shape
-        if shapes.setdefault(layer, shape) != shape:
+        name, shape = names[layer], inputs[0].shape
+        if shapes.setdefault(name, shape) != shape:
             raise UsageError(
-                f"layer {names[layer]!r} gets both {tuple(shapes[layer])} and {tuple(shape)} in one inference.\n"
+                f"layer {name!r} gets both {tuple(shapes[name])} and {tuple(shape)} in one inference.\n"
                 "Its inference form is made for one shape: use two layers that share their weights."
             )
 
-    layers = [layer for layer in module.modules() if isinstance(layer, InferenceLayer)]
-    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
-    try:
-        with torch.no_grad():
-            module.eval()(*example_inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    known = [isinstance(layer, InferenceLayer) for layer in names]
+    for layer in itertools.compress(names, known):
+        layer.register_forward_pre_hook(note)
+    with torch.no_grad():
+        module.eval()(*inputs)
     return shapes
 
 

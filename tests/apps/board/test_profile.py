@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from acmix.apps.board.choose import _installed_there, choose_runners
 from acmix.apps.cli import app
-from acmix.toolkit import remote
+from acmix.toolkit import _remote_place, remote
 from acmix.toolkit.artifact import Artifact
 from acmix.toolkit.device import Device
 from acmix.toolkit.devices import connect
@@ -29,7 +29,7 @@ from acmix.toolkit.measurement import read_measurement
 Exported = Callable[[str], dict[str, Artifact]]
 PROGRAM = Path(sys.executable).with_name("acmix")
 BOX = Device("box", "local")
-GLANCE = ["--runs", "2", "--seconds", "0", "--wait", "0", "--json"]
+GLANCE = ["--runs", "2", "--seconds", "0", "--wait", "0", "--warm-up", "0.1", "--json"]
 PATIENCE_S = 60.0
 
 
@@ -67,6 +67,7 @@ def test_a_device_without_a_runner_costs_the_others_nothing(order: str, folder: 
 
 def test_an_interruption_saves_its_device_and_begins_no_other(folder: str, tmp_path: Path) -> None:
     command = [str(PROGRAM), "profile", folder, "--device", "host,box", "--seconds", "3600", "--wait", "0", "--json"]
+    command += ["--warm-up", "0.2"]
     end = time.monotonic() + PATIENCE_S
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -116,6 +117,8 @@ def test_two_artifacts_of_the_same_model_file_keep_their_own_probes(exported: Ex
     other = Artifact(artifact.folder, replace(artifact.manifest, seed=artifact.manifest.seed + 1))
     bundle = remote.RunnerBundle(tmp_path, "none", ("true",), "none")
     with connect(BOX) as transport:
-        placed = [remote._place(transport, each, bundle, "", number) for number, each in enumerate((artifact, other))]
-        (first,), (second,) = (each.inputs[remote.TIMED_PROBE] for each in placed)
+        placed = [
+            _remote_place.place(transport, each, bundle, "", number) for number, each in enumerate((artifact, other))
+        ]
+        (first,), (second,) = (each.inputs[_remote_place.TIMED_PROBE] for each in placed)
         assert Path(first).read_bytes() != Path(second).read_bytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from acmix.toolkit._remote_runner import RemoteRunner, RunnerBundle, pinned, sta
 from acmix.toolkit.device import Device, Transport
 from acmix.toolkit.devices import connect
 from acmix.toolkit.errors import GateError
+from acmix.toolkit.kernels import Noted
 from acmix.toolkit.spec import TensorSpec
 
 OUTPUTS = (TensorSpec("scores", (1, 2), "float32"),)
@@ -29,13 +31,20 @@ def host() -> Iterator[Transport]:
 
 def answer(transport: Transport, folder: Path, line: str) -> list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
     """The outputs of a runner that answers every command with this line."""
+    with answering(transport, folder, line) as runner:
+        return runner.run(["x"])[1]
+
+
+@contextmanager
+def answering(transport: Transport, folder: Path, line: str) -> Iterator[RemoteRunner]:
+    """A runner that answers every command with this line."""
     folder = folder / "bundle"
     folder.mkdir()
     (folder / "line").write_text(line + "\n", encoding="utf-8")
     bundle = RunnerBundle(folder, "fake", ("sh", "-c", "while read x; do cat '{folder}/line'; done"), "a shell")
     place = transport.push(folder, "fake")
     with start_runner(transport, bundle, place, OUTPUTS) as runner:
-        return runner.run(["x"])[1]
+        yield runner
 
 
 def reply(**changed: object) -> str:
@@ -101,3 +110,63 @@ def test_the_limit_of_an_answer_follows_its_outputs() -> None:
             return b""
 
     assert RemoteRunner("box", Deaf(), [large]).limit_bytes > 4_000_000 * 4 / 3
+
+
+def told(**changed: object) -> str:
+    """A right answer to `kernels`, with changes."""
+    kernels = [{"name": "Conv", "delegated": True, "place": [0, 1]}, {"name": "Add", "makes": "y"}]
+    return json.dumps({"kernels": kernels, "runs": [[[0, 10], [1, 20]], [[0, 11], [1, 0]]], **changed})
+
+
+def test_right_notes_are_taken_as_they_are(host: Transport, tmp_path: Path) -> None:
+    with answering(host, tmp_path, told()) as runner:
+        notes = runner.kernels()
+    assert notes.kernels == (Noted("Conv", delegated=True, place=(0, 1)), Noted("Add", makes="y"))
+    assert notes.runs == (((0, 10), (1, 20)), ((0, 11), (1, 0)))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "garbage",
+        "[]",
+        told(kernels=7),
+        told(kernels=[{}]),
+        told(kernels=[{"name": 7}]),
+        told(kernels=[{"name": "x", "place": [0, -1]}, {"name": "y"}]),
+        told(kernels=[{"name": "x", "place": [2**40, 0]}, {"name": "y"}]),
+        told(kernels=[{"name": "x", "place": [1]}, {"name": "y"}]),
+        told(runs=[[[2, 10]]]),
+        told(runs=[[[-1, 10]]]),
+        told(runs=[[[0, -10]]]),
+        told(runs=[[[0, 10**18]]]),
+        told(runs=[[[0, 1.5]]]),
+        told(runs=[[0, 10]]),
+        told(kernels=[{"name": "x"}] * 10_001),
+        told(runs=[[[0, 1]] * 10_001]),
+        '{"runs":' + "[" * 10_000,
+    ],
+)
+def test_notes_that_are_nonsense_are_refused(host: Transport, tmp_path: Path, line: str) -> None:
+    with (
+        answering(host, tmp_path, line) as runner,
+        pytest.raises(GateError, match="box: the runner answers nonsense") as caught,
+    ):
+        runner.kernels()
+    assert len(str(caught.value)) < 300
+
+
+def test_megabytes_of_notes_are_cut(host: Transport, tmp_path: Path) -> None:
+    with (
+        answering(host, tmp_path, told(runs=[[[0, 1]] * 3_000_000])) as runner,
+        pytest.raises(GateError, match="a line of more than 16777216 bytes"),
+    ):
+        runner.kernels()
+
+
+def test_the_words_of_notes_can_be_shown(host: Transport, tmp_path: Path) -> None:
+    words = {"name": "\x1b[2JConv\u009b", "kind": "\x07" * 5000, "runs_on": "\u202eupC", "makes": "y"}
+    with answering(host, tmp_path, told(kernels=[words, words])) as runner:
+        noted = runner.kernels().kernels[0]
+    assert noted.name == "?[2JConv?" and noted.runs_on == "?upC" and noted.makes == "y"
+    assert set(noted.kind) == set("? .") and len(noted.kind) < 320

@@ -10,16 +10,21 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+import onnx
 import pytest
 
-from acmix.apps.board.build import SOURCES
+from acmix.apps.board.build import BUILDS, COMMON, SOURCES
 from acmix.apps.board.choose import PYTHON_RUNNER
+from acmix.apps.board.python_runner import results_of
 from acmix.toolkit.artifact import Artifact
 from acmix.toolkit.execute import file_inputs
+from acmix.toolkit.kernels import Notes
 from acmix.toolkit.profile import interface_of
 from acmix.toolkit.samples import Probes
 from acmix.toolkit.session import SessionRequest, open_session
@@ -63,11 +68,40 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     if compiler is None or spec is None or spec.origin is None or sys.platform != "linux":
         pytest.skip("there is no gcc, no ai-edge-litert, or no Linux here")
     library, made = Path(spec.origin).parent, tmp_path_factory.mktemp("native") / "runner"
-    sources = [str(SOURCES / "runner.c"), str(SOURCES / "litert.c")]
+    sources = [str(SOURCES / name) for name in (*COMMON, "litert.c")]
     strict = ["-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     linked = [f"-L{library}", "-lLiteRt", f"-Wl,-rpath,{library}"]
     subprocess.run([compiler, "-std=gnu11", "-g", "-O1", *strict, "-o", str(made), *sources, *linked], check=True)
     return [str(made)]
+
+
+@pytest.fixture(scope="module")
+def native_executorch(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The C++ runner for this machine, on the libraries of the installed package."""
+    compiler = shutil.which("g++")
+    spec = importlib.util.find_spec("executorch")
+    if compiler is None or spec is None or sys.platform != "linux":
+        pytest.skip("there is no g++, no executorch, or no Linux here")
+    package, made = (
+        Path(next(iter(spec.submodule_search_locations or ()))),
+        tmp_path_factory.mktemp("native_executorch"),
+    )
+    objects = [str(made / f"{name}.o") for name in COMMON]
+    for name, file in zip(COMMON, objects, strict=True):
+        subprocess.run(["gcc", "-std=gnu11", "-c", "-o", file, str(SOURCES / name)], check=True)
+    build, libraries = BUILDS["executorch"], package / "lib"
+    included = [f"-isystem{package.parent / path}" for path in build.includes]
+    linked = [
+        f"-L{libraries}",
+        "-Wl,--no-as-needed",
+        *(f"-l{name}" for name in build.linked),
+        f"-Wl,-rpath,{libraries}",
+    ]
+    source = ["-DC10_USING_CUSTOM_GENERATED_MACROS", *included, *objects, str(SOURCES / build.source)]
+    # Warnings of ours are errors; the package's own headers are the system's.
+    strict = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wl,--allow-shlib-undefined"]
+    subprocess.run([compiler, *strict, "-o", str(made / "runner"), *source, *linked], check=True)
+    return [str(made / "runner")]
 
 
 @pytest.fixture(params=["native", "python"])
@@ -151,6 +185,59 @@ def test_every_mistake_is_an_answer_and_the_runner_goes_on(
     assert tflite_runner.ask(do="time", count=1, inputs=[str(tmp_path / "no such file")])["error"]
     tflite_runner.stdin.close()
     assert tflite_runner.process.wait(10) == 0
+
+
+def profile_of(command: list[str], artifact: Artifact, folder: Path) -> Notes:
+    """What a runner notes of four runs."""
+    _, files = inputs_of(artifact, folder)
+    # What a runtime writes beside the file must not be written into the shared folder.
+    file = shutil.copy(artifact.model_file, folder)
+    with running(command) as runner:
+        assert "no file is loaded with its kernels timed" in runner.ask(do="kernels")["error"]
+        assert runner.ask(do="load", file=str(file), threads=1, profile=1)["load_ns"] > 0
+        latencies = runner.ask(do="run", inputs=files)["latency_ns"] + runner.ask(do="time", count=3)["latency_ns"]
+        answer = runner.ask(do="kernels")
+    notes = msgspec.convert(answer, Notes)
+    assert len(notes.runs) == 4
+    for run, latency_ns in zip(notes.runs, latencies, strict=True):
+        # Whole microseconds: each may be one too long.
+        assert 0 < sum(ns for _, ns in run) <= latency_ns + 1000 * len(run)
+    return notes
+
+
+@pytest.mark.parametrize(
+    ("target", "precision"),
+    [("tflite", "float32"), ("tflite", "w8a8"), ("onnx", "float32"), ("executorch", "float32")],
+)
+def test_a_runner_notes_the_kernels_that_the_runtime_notes_here(
+    request: pytest.FixtureRequest, exported: Exported, tmp_path: Path, target: str, precision: str
+) -> None:
+    artifact = exported(precision)[target]
+    native = {"tflite": "native", "executorch": "native_executorch"}.get(target)
+    python = [sys.executable, str(PYTHON_RUNNER), target]
+    notes = profile_of(request.getfixturevalue(native) if native else python, artifact, tmp_path)
+    arrays, _ = inputs_of(artifact, tmp_path)
+    wanted = SessionRequest(target, str(artifact.model_file), profiled=True)
+    with open_session(wanted, tmp_path / "log") as session:
+        found = session.name_kernels(notes, 4, "the runner's runtime")
+        session.load()
+        session.run(arrays)
+        here = session.kernels()
+    assert "the runner's runtime" in found.measured_by
+    assert all(len(kernel.times_ns) == 4 for kernel in found.kernels)
+    assert [replace(k, times_ns=()) for k in found.kernels] == [replace(k, times_ns=()) for k in here.kernels]
+    assert sum(kernel.value != "" for kernel in found.kernels) > 5
+
+
+def test_the_nodes_of_an_onnx_file_are_read_without_its_package(exported: Exported) -> None:
+    file = exported("w8a8")["onnx"].model_file
+    assert results_of(str(file)) == {node.name: node.output[0] for node in onnx.load(file).graph.node}
+
+
+def test_a_runner_without_a_profiler_says_so(exported: Exported) -> None:
+    with running([sys.executable, str(PYTHON_RUNNER), "tflite"]) as runner:
+        answer = runner.ask(do="load", file=str(exported("float32")["tflite"].model_file), profile=1)
+    assert "its Python interpreter has no profiler" in answer["error"]
 
 
 BROKEN = [

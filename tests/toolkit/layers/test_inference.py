@@ -83,6 +83,35 @@ def test_a_layer_used_twice_gets_one_form() -> None:
         assert torch.allclose(prepared(x), module(x), rtol=1e-10)
 
 
+class Keeping(nn.Module):
+    """Keeps a tensor that it makes when it first runs, and may ask for numbers."""
+
+    def __init__(self, asks: bool) -> None:
+        super().__init__()
+        self.mix = ACmix(8)
+        self.asks = asks
+        self.shift: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.shift is None:
+            self.shift = torch.ones(x.shape[1:])
+        if self.asks and float(x.abs().sum()) < 0:
+            return x
+        y: Tensor = self.mix(x) + self.shift
+        return y
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_network_that_asks_for_numbers_or_keeps_some_is_prepared_as_well(asks: bool) -> None:
+    module = Keeping(asks).eval()
+    prepared = replace_layers(module, "onnx", (torch.zeros(1, 8, 16, 16),))
+    assert not any(isinstance(layer, InferenceLayer) for layer in prepared.modules())
+    x = torch.randn(1, 8, 16, 16)
+    with torch.no_grad():
+        found = prepared(x)
+        assert type(found) is Tensor and torch.allclose(found, module(x), atol=1e-4)
+
+
 def test_a_layer_on_two_sizes_is_refused_by_its_name() -> None:
     with pytest.raises(UsageError, match=r"'mix' gets both \(1, 8, 8, 8\) and \(1, 8, 4, 8\)"):
         replace_layers(Twice(shrinks=True), "tflite", (torch.zeros(1, 8, 8, 8),))

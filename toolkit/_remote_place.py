@@ -1,0 +1,186 @@
+"""An artifact on a device: pushed with its runner and its inputs, proven there, and run again and again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from acmix.toolkit._remote_runner import RemoteRunner, RunnerBundle, start_runner
+from acmix.toolkit.artifact import Artifact, check_digests
+from acmix.toolkit.conditions import Identity, State
+from acmix.toolkit.device import Transport, printable
+from acmix.toolkit.devices._guard import guarded_folder
+from acmix.toolkit.errors import GateError, UsageError
+from acmix.toolkit.execute import Reference, compared, file_inputs
+from acmix.toolkit.measure import Timed
+from acmix.toolkit.profile import MOST_PHOTOS, interface_of
+from acmix.toolkit.reproof import judged, stored_references
+from acmix.toolkit.samples import Samples
+from acmix.toolkit.state.reading import identify, read_state
+from acmix.toolkit.target import Array, to_layout
+from acmix.toolkit.verify import Proof
+
+TIMED_PROBE = "noise"
+MOST_THREADS = 256
+EMULATED_WARM_UP_S = 0.5
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An artifact on the device: paths there. inputs: by probe, one file an input; turns: those of the timed runs."""
+
+    artifact: Artifact
+    bundle: RunnerBundle
+    folder: str
+    file: str
+    references: tuple[Reference, ...]
+    inputs: dict[str, tuple[str, ...]]
+    turns: tuple[tuple[str, ...], ...]
+
+    def start(self, transport: Transport) -> contextlib.AbstractContextManager[RemoteRunner]:
+        return start_runner(transport, self.bundle, self.folder, self.artifact.manifest.file_outputs)
+
+
+def send_and_prove(
+    transport: Transport,
+    artifacts: Sequence[tuple[Artifact, RunnerBundle]],
+    threads: int,
+    report: Callable[[str], None],
+    photos: Sequence[Samples] = (),
+) -> list[Placed]:
+    """Artifacts and their runners on the device, each proven there.
+
+    Raises UsageError for a changed artifact and a number of threads that cannot be, GateError when the device fails
+    or an output there is not what it should be: a fast wrong answer is worth nothing.
+    """
+    if not 1 <= threads <= MOST_THREADS:
+        raise UsageError(f"--threads {threads}: it is a number from 1 to {MOST_THREADS}.")
+    for artifact, _ in artifacts:
+        check_digests(artifact)
+    report(f"{transport.device.name}: sending")
+    bundles = {bundle.name: bundle for _, bundle in artifacts}
+    folders = {name: transport.push(bundle.folder, f"runners/{name}") for name, bundle in bundles.items()}
+    placed = [
+        place(transport, artifact, bundle, folders[bundle.name], number, photos[number] if photos else None)
+        for number, (artifact, bundle) in enumerate(artifacts)
+    ]
+    for each in placed:
+        report(f"{transport.device.name}: proving {each.artifact.name}")
+        _hold(transport.device.name, each, _prove(transport, each, threads))
+    return placed
+
+
+def place(
+    transport: Transport,
+    artifact: Artifact,
+    bundle: RunnerBundle,
+    folder: str,
+    number: int,
+    photos: Samples | None = None,
+) -> Placed:
+    """Push the model file, the probes and the photos, for a runner that lies in `folder` there.
+
+    number: of the artifact. Each has a place of its own: the same model file may come with other probes.
+    """
+    below = f"models/{number}"
+    file = transport.push(artifact.model_file, f"{below}/{artifact.model_file.name}")
+    references = tuple(stored_references(artifact))
+    interface, inputs, turns = interface_of(artifact), {}, []
+    with guarded_folder("acmix-inputs-") as here:
+        for reference in references:
+            inputs[reference.identifier] = write_inputs(
+                here, reference.identifier, file_inputs(reference.inputs, interface)
+            )
+        for turn, sample in enumerate(islice(photos or (), MOST_PHOTOS)):
+            turns.append(write_inputs(here, f"photo-{turn}", file_inputs(sample, interface)))
+        there = transport.push(here, f"{below}/inputs")
+    paths = {identifier: tuple(f"{there}/{name}" for name in names) for identifier, names in inputs.items()}
+    fed = tuple(tuple(f"{there}/{name}" for name in names) for names in turns)
+    return Placed(artifact, bundle, folder, file, references, paths, fed or (paths[TIMED_PROBE],))
+
+
+def write_inputs(folder: Path, stem: str, arrays: Sequence[Array]) -> tuple[str, ...]:
+    """The raw little-endian bytes of inputs, one file each; their names."""
+    names = tuple(f"{stem}.{i}.bin" for i in range(len(arrays)))
+    for name, array in zip(names, arrays, strict=True):
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        (folder / name).write_bytes(np.ascontiguousarray(little).tobytes())
+    return names
+
+
+def run_probes(transport: Transport, placed: Placed, threads: int) -> dict[str, list[Array]]:
+    """What the file gives there on each of its probes, by probe, in the file's own layout."""
+    with placed.start(transport) as runner:
+        runner.load(placed.file, threads)
+        return {identifier: runner.run(files)[1] for identifier, files in placed.inputs.items()}
+
+
+def _prove(transport: Transport, placed: Placed, threads: int) -> Proof:
+    """What reproof asks on this host, asked on the device."""
+    interface = interface_of(placed.artifact)
+    found, rows = run_probes(transport, placed, threads), []
+    for reference in placed.references:
+        pairs = zip(found[reference.identifier], interface.file_outputs, interface.outputs, strict=True)
+        rows.append(compared(reference, [to_layout(array, have, wanted) for array, have, wanted in pairs]))
+    return judged(placed.artifact, rows)
+
+
+def _hold(device: str, placed: Placed, proof: Proof) -> None:
+    """GateError with the worst output when the device computes something else."""
+    failed = [one for one in (*proof.agreements, *proof.conversion) if not one.passed]
+    if not failed:
+        return
+    worst = min(failed, key=lambda one: -1e9 if one.snr_db is None else one.snr_db)
+    ratio = "nothing" if worst.snr_db is None else f"{worst.snr_db:.1f} dB"
+    raise GateError(
+        f"{placed.artifact.name} gives wrong outputs on {device}: {worst.output} keeps {ratio} on the probe "
+        f"{worst.worst_sample}, {worst.asked_db:.0f} dB are asked; it was not measured.\n"
+        f"`acmix verify` tells whether the file is right here; then the runtime there is at fault "
+        f"({placed.bundle.runtime})."
+    )
+
+
+class RemoteLane:
+    """One artifact in a runner on a device. profiled: with the kernels of every run timed."""
+
+    def __init__(self, runner: RemoteRunner, placed: Placed, threads: int, profiled: bool = False) -> None:
+        self.runner, self.placed, self.threads, self.profiled = runner, placed, threads, profiled
+        self.runs = 0
+
+    def load(self) -> Timed:
+        return self.runner.load(self.placed.file, self.threads, self.profiled)
+
+    def run(self) -> Timed:
+        turns, number = self.placed.turns, self.runs
+        self.runs += 1
+        if number == 0:
+            return self.runner.run(turns[0])[0]
+        return self.runner.time(turns[number % len(turns)] if len(turns) > 1 else ())
+
+
+def reader(transport: Transport) -> tuple[Identity, Callable[[bool], State]]:
+    """What the device is, and how its state is read: thoroughly or between two runs."""
+    identity = identify(transport.read_text, transport.run)
+
+    def read(thorough: bool) -> State:
+        return read_state(identity, transport.read_text, transport.run, thorough=thorough, remote=True)
+
+    return identity, read
+
+
+def described(transport: Transport, placed: Sequence[Placed], identity: Identity) -> dict[str, str]:
+    """The device and the runtimes on it, for people."""
+    device = transport.device
+    model = " ".join(word for word in (identity.model, identity.soc) if word)
+    return {
+        "device": device.name,
+        "transport": device.transport,
+        "cpu": printable(model) or device.name,
+        "system": printable(identity.system or ""),
+        "runtime": "; ".join(dict.fromkeys(each.bundle.runtime for each in placed)),
+    }
