@@ -12,7 +12,7 @@ from acmix.calibration.calibrate import Mended, corrected, equalized, insufficie
 from acmix.calibration.collect import collect, collect_each
 from acmix.calibration.evaluation import Evaluation
 from acmix.calibration.leaks import leaks
-from acmix.calibration.plan import Plan, apply, in_words, nodes_of, steady_from, with_float_joins
+from acmix.calibration.plan import Plan, apply, in_words, nodes_of, steady_from
 from acmix.calibration.selection import CalibrationSamples, spread
 from acmix.calibration.sensitivity import Tally, by_noise_per_mac, sensitivity
 from acmix.calibration.simulation import Simulation, macs_of, size_bytes, total_macs
@@ -97,41 +97,37 @@ class Climb:
         """The first rung within the budget that is steady, or the first within it. Raises GateError without one."""
         self.max_drop = max_drop
         free = next((i for i, rung in enumerate(self._free_rungs()) if rung.drop_points <= max_drop), None)
-        base = min(range(len(self.rungs)), key=lambda i: self.rungs[i].drop_points) if free is None else free
-        if free is not None and self._is_steady(self.rungs[free]):
+        if free is not None and self._is_steady(free):
             return self._taken(free)
-        order = self._order(self.tried[base][2])
-        position = free
-        if position is None:
-            position = self._fewest(order, 1, base, lambda rung: rung.drop_points <= max_drop)
-            if position is None:
-                raise GateError(_out_of_reach(self._tradeoff(None)))
-        if self._is_steady(self.rungs[position]):
-            return self._taken(position)
-        steadier = self._fewest(order, len(self.rungs[position].kept), base, self._is_steady, float_joins=True)
-        return self._taken(position if steadier is None else steadier)
+        base = min(range(len(self.rungs)), key=lambda i: self.rungs[i].drop_points) if free is None else free
+        order, measured = self._order(self.tried[base][2]), dict[int, int]()
 
-    def _is_steady(self, rung: Rung) -> bool:
-        return rung.steady_db is not None and rung.steady_db >= steady_from(self.recipe)
+        def position(count: int) -> int:
+            if count not in measured:
+                self._keep_float(order[:count], base)
+                measured[count] = len(self.rungs) - 1
+            return measured[count]
 
-    def _fewest(
-        self, order: Sequence[str], least: int, base: int, fits: Callable[[Rung], bool], float_joins: bool = False
-    ) -> int | None:
-        """The position of the rung that fits with the fewest modules of `order` in float, `least` or more of them."""
-        made: dict[int, int] = {}
+        def is_within(count: int) -> bool:
+            return self.rungs[position(count)].drop_points <= max_drop
 
-        def meets(count: int) -> bool:
-            rung = self._keep_float(order[: least - 1 + count], base, float_joins)
-            made[count] = len(self.rungs) - 1
-            return fits(rung)
+        steady = fewest(len(order), lambda count: is_within(count) and self._is_steady(position(count)))
+        if steady is not None:
+            return self._taken(position(steady))
+        if free is not None:
+            return self._taken(free)
+        few = fewest(len(order), is_within)
+        if few is None:
+            raise GateError(_out_of_reach(self._tradeoff(None)))
+        return self._taken(position(few))
 
-        count = fewest(len(order) - least + 1, meets)
-        return None if count is None else made[count]
+    def _is_steady(self, position: int) -> bool:
+        found = self.rungs[position].steady_db
+        return found is not None and found >= steady_from(self.recipe)
 
     def _taken(self, position: int) -> tuple[Calibrated, Plan]:
         recipe, _, calibrated = self.tried[position]
-        rung = self.rungs[position]
-        return calibrated, Plan(recipe, rung.kept, self._tradeoff(position), rung.float_joins)
+        return calibrated, Plan(recipe, self.rungs[position].kept, self._tradeoff(position))
 
     def _tradeoff(self, chosen: int | None) -> Tradeoff:
         data, size = self.on.data, size_bytes(graph_module(self.program), frozenset()) / 1e6
@@ -171,8 +167,8 @@ class Climb:
             order.append(one.module)
         return tuple(order)
 
-    def _keep_float(self, modules: Sequence[str], base: int, float_joins: bool) -> Rung:
-        """Measure a rung with some modules in float, and with the sums and concatenations."""
+    def _keep_float(self, modules: Sequence[str], base: int) -> Rung:
+        """Measure a rung with some modules in float."""
         begin = time.perf_counter()
         recipe, before, calibrated = self.tried[base]
         assert calibrated.ranges is not None
@@ -182,10 +178,8 @@ class Climb:
         first = collect(mended.program, self.samples.pick([0]), "minmax")
         ranges = replace(calibrated.ranges, fingerprints=first.fingerprints)
         made = Calibrated(mended.program, ranges, mended.repairs, kept)
-        parts = ["sums"] * float_joins + [str(len(modules))] * bool(modules)
-        name = f"{self.rungs[base].name}, {' and '.join(parts)} in float"
-        made = with_float_joins(made, self.asked) if float_joins else made
-        return self._measure(name, recipe, before, made, begin, tuple(modules), float_joins)
+        name = f"{self.rungs[base].name}, {len(modules)} in float"
+        return self._measure(name, recipe, before, made, begin, tuple(modules))
 
     def _measure(
         self,
@@ -195,7 +189,6 @@ class Climb:
         made: Calibrated,
         begin: float,
         kept: tuple[str, ...] = (),
-        float_joins: bool = False,
     ) -> Rung:
         """Run a rung's integers on the photos, and note what came out."""
         assert made.ranges is not None
@@ -222,7 +215,6 @@ class Climb:
             size_bytes(module, grid.weights) / 1e6,
             int8 / max(self.macs, 1),
             time.perf_counter() - begin,
-            float_joins=float_joins,
         )
         if rung.drop_points <= self.max_drop:
             few = self.samples.pick(spread(len(self.samples), STEADINESS_SAMPLES))

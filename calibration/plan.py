@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch.export import ExportedProgram
 from torch.fx import Graph
@@ -11,9 +11,8 @@ from torch.fx import Graph
 from acmix.calibration.calibrate import mend
 from acmix.calibration.collect import collect
 from acmix.calibration.simulation import units
-from acmix.calibration.steadiness import STRAY, joins_of
+from acmix.calibration.steadiness import STRAY
 from acmix.calibration.tradeoff import Tradeoff, digest, file_name
-from acmix.toolkit.grid import choose_grid
 from acmix.toolkit.quantize import graph_module
 from acmix.toolkit.quantized import Calibrated
 from acmix.toolkit.recipe import Recipe
@@ -22,15 +21,11 @@ from acmix.toolkit.samples import Samples
 
 @dataclass(frozen=True)
 class Plan:
-    """What the ladder found, in words that hold for every target's program: module names, not nodes.
-
-    float_joins: sums and concatenations stay float too.
-    """
+    """What the ladder found, in words that hold for every target's program: module names, not nodes."""
 
     recipe: Recipe
     kept: tuple[str, ...]
     tradeoff: Tradeoff
-    float_joins: bool = False
 
 
 def in_words(plan: Plan) -> tuple[str, ...]:
@@ -46,7 +41,6 @@ def in_words(plan: Plan) -> tuple[str, ...]:
             f"mixed: {rung.name!r} keeps {rung.steady_db:.1f} dB of its outputs when float operators stray by "
             f"{STRAY:g}, and no rung within the budget keeps {steady_from(plan.recipe):g}: runtimes will differ",
         )
-    said += ("mixed: kept float: sums and concatenations",) if plan.float_joins else ()
     return (*said, f"mixed: kept float: {', '.join(plan.kept)}") if plan.kept else said
 
 
@@ -63,15 +57,7 @@ def apply(plan: Plan, program: ExportedProgram, samples: Samples, asked: Sequenc
     """Calibrate another program of the same network by the plan. asked: nodes that are float in any case."""
     kept = nodes_of(graph_module(program).graph, plan.kept)
     mended = mend(program, plan.recipe, samples, (*asked, *kept))
-    made = Calibrated(mended.program, collect(mended.program, samples, plan.recipe.observer), mended.repairs, kept)
-    return with_float_joins(made, asked) if plan.float_joins else made
-
-
-def with_float_joins(made: Calibrated, asked: Sequence[str]) -> Calibrated:
-    """The same with sums and concatenations in float: what a residual network carries is no longer rounded anew."""
-    assert made.ranges is not None
-    graph = graph_module(made.program).graph
-    return replace(made, kept=(*made.kept, *joins_of(graph, choose_grid(graph, made.ranges, (*asked, *made.kept)))))
+    return Calibrated(mended.program, collect(mended.program, samples, plan.recipe.observer), mended.repairs, kept)
 
 
 def steady_from(recipe: Recipe) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from acmix.toolkit.grid import ACTIVATIONS, JOINS, MOVES, Grid
+from acmix.toolkit.grid import ACTIVATIONS, MOVES, Grid
 from acmix.toolkit.int8_kernels import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, with_kernels
 from acmix.toolkit.prepare import flat_tensors
 from acmix.toolkit.quantize import with_pairs
@@ -42,17 +42,6 @@ def steady_db(program: ExportedProgram, grid: Grid, samples: Samples) -> float:
     runs = [_outputs(_Straying(module, seed), samples) for seed in (None, 0)]
     ratios = [snr_db(one, other) for pair in zip(*runs, strict=True) for one, other in zip(*pair, strict=True)]
     return min((ratio for ratio in ratios if ratio is not None), default=SNR_LIMIT_DB)
-
-
-def joins_of(graph: fx.Graph, grid: Grid) -> tuple[str, ...]:
-    """The sums and concatenations that a grid makes integers, with or without an activation behind them."""
-    return tuple(
-        node.name
-        for node in graph.nodes
-        if node.target in JOINS
-        and len(node.all_input_nodes) > 1
-        and (node.name in grid.produced or (len(node.users) == 1 and next(iter(node.users)).name in grid.produced))
-    )
 
 
 def _outputs(run: _Straying, samples: Samples) -> list[list[Array]]:

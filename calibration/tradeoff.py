@@ -43,8 +43,8 @@ class Rung:
     top1: share that is right, None without labels. agreement: share whose class is that of the float program.
     drop_points: what the budget is compared with, in points (percent of the photos). snr_db: None for outputs of zeros.
     size_mb: of the constants, 10 ** 6 bytes. kept: modules in float. seconds: to calibrate and to measure.
-    latency: None where it was not measured, and latency_reason says why. float_joins: whether sums and concatenations
-    are float. steady_db: what it keeps of itself under other float arithmetic; None for a rung beyond the budget.
+    latency: None where it was not measured, and latency_reason says why. steady_db: what it keeps of itself under other
+    float arithmetic; None for a rung beyond the budget.
     """
 
     name: str
@@ -61,7 +61,6 @@ class Rung:
     seconds: float
     latency: Latency | None = None
     latency_reason: str = ""
-    float_joins: bool = False
     steady_db: float | None = None
 
 
@@ -126,9 +125,9 @@ def timed(
     if timer.obstacle:
         rungs = tuple(replace(rung, latency_reason=timer.obstacle) for rung in tradeoff.rungs)
         return replace(tradeoff, rungs=rungs)
-    first = {_operators(rung): i for i, rung in reversed(list(enumerate(tradeoff.rungs)))}
+    first = {rung.kept: i for i, rung in reversed(list(enumerate(tradeoff.rungs)))}
     if tradeoff.chosen is not None:
-        first[_operators(tradeoff.rungs[tradeoff.chosen])] = tradeoff.chosen
+        first[tradeoff.rungs[tradeoff.chosen].kept] = tradeoff.chosen
     measured = sorted(first.values())
     try:
         base, *others = timer(program, [tried[i] for i in measured], asked)
@@ -140,15 +139,10 @@ def timed(
     rungs = tuple(
         replace(rung, latency=known[i])
         if i in known
-        else replace(rung, latency_reason=SAME_OPERATORS.format(name=tradeoff.rungs[first[_operators(rung)]].name))
+        else replace(rung, latency_reason=SAME_OPERATORS.format(name=tradeoff.rungs[first[rung.kept]].name))
         for i, rung in enumerate(tradeoff.rungs)
     )
     return replace(tradeoff, rungs=rungs, float_latency=base, latency_target=timer.target_name)
-
-
-def _operators(rung: Rung) -> tuple[tuple[str, ...], bool]:
-    """What of a rung makes its file one of other operators, not of other constants."""
-    return rung.kept, rung.float_joins
 
 
 def encoded(tradeoff: Tradeoff) -> bytes:

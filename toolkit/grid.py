@@ -121,13 +121,10 @@ def _nearest_layers(start: Node, neighbours: Callable[[Node], list[Node]]) -> se
 
 
 def choose_grid(graph: Graph, ranges: Ranges, kept_float: Iterable[str] = ()) -> Grid:
-    """The grid of a program's graph.
-
-    kept_float: names of layers whose weights and inputs stay float, and of sums and concatenations that do.
-    """
+    """The grid of a program's graph. `kept_float`: names of layers whose weights and inputs stay float."""
     kept = frozenset(kept_float)
     layers = [n for n in graph.nodes if has_constant_weight(n) and n.name not in kept]
-    produced = _produced(graph, layers, kept)
+    produced = _produced(graph, layers)
     edges = {
         (source.name, layer.name)
         for layer in layers
@@ -156,15 +153,13 @@ def _fused(layer: Node) -> Node:
     return readers[0] if len(readers) == 1 and readers[0].target in ACTIVATIONS else layer
 
 
-def _produced(graph: Graph, layers: list[Node], kept: frozenset[str]) -> set[Node]:
+def _produced(graph: Graph, layers: list[Node]) -> set[Node]:
     """Outputs of integer layers, and what flows from them through moves, pools and joins."""
     ends = {_fused(layer) for layer in layers}
     produced: set[Node] = set()
     for node in graph.nodes:
         if node in ends:
             produced.add(node)
-        elif node.target in JOINS and node.name in kept:
-            continue
         elif node.target in MOVES | POOLS | JOINS | ACTIVATIONS or pads_with_zeros(node):
             sources = node.all_input_nodes
             fused = len(sources) == 1 and sources[0].target in JOINS and len(sources[0].users) == 1

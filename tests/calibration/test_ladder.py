@@ -231,18 +231,15 @@ def test_a_steady_rung_within_the_budget_ends_the_ladder() -> None:
 
 
 @pytest.mark.usefixtures("rough")
-def test_where_runtimes_would_differ_sums_become_float_and_then_modules() -> None:
+def test_where_runtimes_would_differ_modules_become_float() -> None:
     calibrator, seen, made = steadied(50.0)
     plan = calibrator.plan
-    assert plan is not None and plan.float_joins
-    assert seen[1].name.startswith("w8a8, sums") and seen[1].float_joins
+    assert plan is not None
+    assert seen[0].steady_db is not None and seen[0].steady_db < 50.0
+    assert plan.kept == plan.tradeoff.best.kept != ()
     assert plan.tradeoff.best.steady_db is not None and plan.tradeoff.best.steady_db >= 50.0
-    assert {"add", "add_1", "add_2"} <= set(made.kept)
-    assert any("kept float: sums and concatenations" in repair for repair in made.repairs)
-    # By the same plan, on another target's program.
-    other = quantize_program(captured(Residual()), RECIPE, calibrator)
-    assert {"add", "add_1", "add_2"} <= set(other.calibrated.kept)
-    assert not {"add", "add_1", "add_2"} & other.grid.produced
+    assert all(rung.steady_db < 50.0 for rung in seen if len(rung.kept) < len(plan.kept) and rung.steady_db is not None)
+    assert any(f"kept float: {', '.join(plan.kept)}" in repair for repair in made.repairs)
 
 
 @pytest.mark.usefixtures("rough")

@@ -81,15 +81,6 @@ def test_products_of_two_activations_and_softmax_stay_float() -> None:
     assert {"softmax", "mul"} & set(grid.tensors) == set()
 
 
-def test_a_sum_kept_float_takes_integers_and_gives_them_to_layers_alone() -> None:
-    grid = grid_of(Block(), 1, 3, 8, 8, kept=("add",))
-    assert {"relu", "conv2d_1"} <= grid.produced
-    assert "add" not in grid.tensors
-    assert "max_pool2d" not in grid.produced
-    # Of layers nothing is lost.
-    assert grid.weights == grid_of(Block(), 1, 3, 8, 8).weights
-
-
 def test_a_layer_kept_float_is_neither_read_nor_written_as_integers() -> None:
     grid = grid_of(Block(), 1, 3, 8, 8, kept=("conv2d_1",))
     assert "conv2d_1" not in grid.weights
