@@ -4,8 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 VIEW   := build/view/acmix
-# Each takes up to 4 GB while a converter runs.
-WORKERS ?= 2
+# Each takes up to 4 GB while a converter runs; one of them mostly waits for devices.
+WORKERS ?= 3
 PHOTOS := build/foolbox/foolbox-3.3.4-py3-none-any.whl
 
 .PHONY: setup demo test lint types bench clean

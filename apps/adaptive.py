@@ -116,13 +116,16 @@ def chooser(aim: OperatingAim, rule: Rule, seed: int, stages: Sequence[str]) -> 
     return choose
 
 
-def export(flags: ExportFlags, target_flags: dict[str, Any], exits: str | None, as_json: bool) -> int:
+def export(
+    flags: ExportFlags, target_flags: dict[str, Any], exits: str | None, shared_weights: bool, as_json: bool
+) -> int:
     """`acmix export` of an adaptive model: the exit code."""
     from acmix.apps.live import StageLines
 
     if not names_adaptive(flags.model):
-        raise UsageError(f"--exits belongs to adaptive models; {flags.model} is none.\nLeave it out.")
-    request = adaptive_request(flags, target_flags, exits or DEFAULT_AIM)
+        flag = "--shared-weights" if exits is None else "--exits"
+        raise UsageError(f"{flag} belongs to adaptive models; {flags.model} is none.\nLeave it out.")
+    request = replace(adaptive_request(flags, target_flags, exits or DEFAULT_AIM), shared_weights=shared_weights)
     screen = console()
     if any(has_random_weights(replace(request.base, source=s)) for s in request.spec.networks.values()):
         screen.print("RANDOM WEIGHTS: exits and thresholds say nothing about photos.", style="bold red")

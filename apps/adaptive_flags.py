@@ -60,11 +60,16 @@ def checked_ranges(flags: ExportFlags, preprocess: Preprocess) -> tuple[str, ...
     return tuple(finding.sentence for finding in findings)
 
 
-def unrolled_flags(flags: ExportFlags, exits: str | None) -> ExportFlags:
+def unrolled_flags(flags: ExportFlags, exits: str | None, shared_weights: bool = False) -> ExportFlags:
     """The flags of an ordinary export of all stages as one network; raises UsageError where there is none to make."""
     if exits is not None:
         raise UsageError(
             f"--exits {exits}: an unrolled graph runs every stage and takes no exit.\nLeave one of them out."
+        )
+    if shared_weights:
+        raise UsageError(
+            "--shared-weights joins the files of several networks: an unrolled graph is one already.\n"
+            "Leave one of them out."
         )
     source = find_unrolled(f"{UNROLLED}{flags.model}")
     if flags.preprocess not in (None, "imagenet"):

@@ -10,7 +10,7 @@ from rich.table import Table
 from acmix.apps.tables import table
 
 if TYPE_CHECKING:
-    from acmix.toolkit.adaptive.artifact import AdaptiveArtifact, WayProof
+    from acmix.toolkit.adaptive.artifact import AdaptiveArtifact, Sharing, WayProof
     from acmix.toolkit.adaptive.evaluate import AdaptiveEvaluation
     from acmix.toolkit.adaptive.measure import PhotoMeasurement
     from acmix.toolkit.policy import Policy
@@ -21,6 +21,8 @@ def summary(artifact: AdaptiveArtifact) -> Table:
     manifest = artifact.manifest
     calibration = artifact.policy.calibration
     caption = f"{artifact.name}: {artifact.size_bytes / 1e6:.2f} MB, rule {manifest.rule}"
+    if manifest.sharing is not None:
+        caption += f"\n{weights_of(manifest.sharing)}"
     if calibration is not None:
         cost, right = calibration.expected_cost, calibration.expected_accuracy
         word = "accuracy" if calibration.labelled else "agreement with the last stage"
@@ -36,6 +38,17 @@ def summary(artifact: AdaptiveArtifact) -> Table:
         cost_alone = f"{calibration.costs[number]:.2f} {calibration.unit}" if calibration else "-"
         made.add_row(one.stage, threshold, rate, f"{manifest.exit_macs[number] / 1e6:.1f}", cost_alone)
     return made
+
+
+def weights_of(sharing: Sharing) -> str:
+    """In a sentence: do the networks share their weights?"""
+    if not sharing.file:
+        return f"weights are not shared: {sharing.reason}"
+    saved = 1 - sharing.size_bytes / sharing.separate_bytes
+    return (
+        f"all networks in {sharing.file}, {sharing.size_bytes / 1e6:.2f} MB, equal weights once; separate files would "
+        f"take {sharing.separate_bytes / 1e6:.2f} MB ({saved:.0%} saved)"
+    )
 
 
 def way(proof: WayProof) -> str:

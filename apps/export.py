@@ -85,6 +85,12 @@ def export_model(
         bool,
         typer.Option("--unrolled", help="Adaptive models: one graph with the logits of every exit, no exit taken."),
     ] = False,
+    shared_weights: Annotated[
+        bool,
+        typer.Option(
+            "--shared-weights", help="Adaptive models: one file a target with all networks, equal weights once."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Export a model: capture once, lower to every target, prove each saved file."""
@@ -108,11 +114,11 @@ def export_model(
     if unrolled:
         from acmix.apps.adaptive_flags import unrolled_flags
 
-        flags = unrolled_flags(flags, exits)
-    elif find.names_adaptive(model) or exits is not None:
+        flags = unrolled_flags(flags, exits, shared_weights)
+    elif find.names_adaptive(model) or exits is not None or shared_weights:
         from acmix.apps import adaptive
 
-        raise typer.Exit(adaptive.export(flags, given, exits, as_json))
+        raise typer.Exit(adaptive.export(flags, given, exits, shared_weights, as_json))
     from acmix.apps import analysis
 
     request = analysis.following(requests.export_request(flags, given))

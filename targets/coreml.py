@@ -13,8 +13,10 @@ import numpy as np
 
 from acmix.targets.formats import coreml_package, coreml_placement
 from acmix.targets.formats.coreml_converter import coremltools, quiet
+from acmix.targets.formats.coreml_functions import FUNCTIONS
 from acmix.targets.formats.metadata import description, metadata
 from acmix.toolkit.errors import UsageError
+from acmix.toolkit.joining import Joining
 from acmix.toolkit.kernels import KernelTimes, Notes, Profiled
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.spec import Preprocess, TensorSpec
@@ -66,6 +68,7 @@ class CoreMLTarget:
     options: type[CoreMLOptions] = CoreMLOptions
     quantization: Literal["pairs"] = "pairs"
     int8_kernels: Literal["coreml"] = "coreml"
+    joining: Joining = FUNCTIONS
 
     def refuses(self, recipe: Recipe, options: Any) -> str | None:
         pair = (recipe.weights, recipe.activations)
@@ -104,7 +107,7 @@ class CoreMLTarget:
             model.save(str(file))
         specification = model.get_spec()
         _describe(specification, job)
-        _seal_weights(specification, file)
+        coreml_package.seal_weights(specification, file)
         coreml_package.write_specification(file, specification)
         inputs, outputs = _interface(specification, job)
         version = str(specification.specificationVersion)
@@ -262,15 +265,6 @@ def _describe(specification: Any, job: LoweringJob) -> None:
     texts.userDefined.pop(CONVERSION_DATE, None)
     for key, text in metadata(job).items():
         texts.userDefined[key] = text
-
-
-def _seal_weights(specification: Any, file: Path) -> None:
-    """Let the package tell a changed weight: Core ML's format has no checksum of its own."""
-    from acmix.targets.mil.weights import FINGERPRINT_KEY, fingerprint
-
-    weights = file / coreml_package.WEIGHTS
-    if weights.exists():
-        specification.description.metadata.userDefined[FINGERPRINT_KEY] = fingerprint(weights.read_bytes())
 
 
 def _interface(specification: Any, job: LoweringJob) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from acmix.targets.formats import executorch_runtime
+from acmix.targets.formats.executorch_methods import METHODS
 from acmix.targets.formats.metadata import description, metadata
 from acmix.toolkit.errors import UsageError
+from acmix.toolkit.joining import Joining
 from acmix.toolkit.kernels import KernelTimes, Notes, Profiled
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.target import Lowered, LoweringJob, Placement, Runner, Tap, Target
@@ -66,6 +68,7 @@ class ExecuTorch:
     reference: None = None
     quantization: Literal["pairs"] = "pairs"
     int8_kernels: Literal["xnnpack"] = "xnnpack"
+    joining: Joining = METHODS
 
     def refuses(self, recipe: Recipe, options: Any) -> str | None:
         if (recipe.weights, recipe.activations) not in PRECISIONS:
@@ -137,7 +140,8 @@ class ExecuTorch:
     def runner(self, file: Path, threads: int) -> Iterator[Runner]:
         """The XNNPACK delegate and the portable kernels share one pool of `threads` in the whole process."""
         with executorch_runtime.opened(file, threads) as runtime:
-            yield executorch_runtime.load(runtime, file)
+            (run,) = executorch_runtime.load(runtime, file, (executorch_runtime.FORWARD,))
+            yield run
 
     @contextlib.contextmanager
     def profiler(self, file: Path, threads: int) -> Iterator[Profiled]:

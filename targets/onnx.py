@@ -60,6 +60,7 @@ class OnnxTarget:
     reference: None = None
     quantization: Literal["pairs"] = "pairs"
     int8_kernels: Literal["onnxruntime"] = "onnxruntime"
+    joining: None = None
 
     def refuses(self, recipe: Recipe, options: Any) -> str | None:
         if options.opset not in OPSETS:

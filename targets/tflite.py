@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from acmix.targets.formats.tflite_signatures import SIGNATURES
+from acmix.toolkit.joining import Joining
 from acmix.toolkit.kernels import KernelTimes, Notes, Profiled
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.spec import TensorSpec
@@ -56,6 +58,7 @@ class TFLite:
     reference: None = None
     quantization: Literal["ranges"] = "ranges"
     int8_kernels: Literal["xnnpack"] = "xnnpack"
+    joining: Joining = SIGNATURES
 
     def refuses(self, recipe: Recipe, options: Any) -> str | None:
         if (recipe.weights, recipe.activations) in PRECISIONS:
@@ -90,9 +93,8 @@ class TFLite:
         tflite_flatbuffer.name_interface(model, [s.name for s in inputs], [s.name for s in outputs])
         inputs, outputs = tflite_flatbuffer.interface(model, inputs, outputs)
         notes = _half_precision(model) if job.recipe.weights == "float16" else made.notes if made else ()
-        described = tflite_metadata.metadata(
-            job.model, description(job), inputs, outputs, job.preprocess, len(job.labels)
-        )
+        graph = tflite_metadata.GraphMetadata(inputs, outputs, job.preprocess)
+        described = tflite_metadata.metadata(job.model, description(job), [graph], len(job.labels))
         tflite_flatbuffer.add_metadata(model, tflite_metadata.ENTRY, described)
         tflite_flatbuffer.add_metadata(model, tflite_metadata.EXTRA_ENTRY, tflite_metadata.extra(metadata(job)))
         whole = tflite_flatbuffer.write_model(model)

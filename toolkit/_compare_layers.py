@@ -20,6 +20,7 @@ from acmix.toolkit.compare import CompareRequest, ModuleAgreement, runs_by
 from acmix.toolkit.errors import GateError, UsageError
 from acmix.toolkit.evaluate import rebuild
 from acmix.toolkit.execute import Interface, file_inputs
+from acmix.toolkit.joining import own_file
 from acmix.toolkit.lower import LoweringRequest, start_lowering
 from acmix.toolkit.profile import interface_of
 from acmix.toolkit.program import save_program
@@ -110,7 +111,7 @@ def _open(
     work: Work, program: ExportedProgram, samples: Sequence[Sample], remarks: list[str], stack: contextlib.ExitStack
 ) -> Tapped:
     """Tap the saved file, and learn from a fresh export of the same program which value is which node."""
-    tapped = open_tapped(work, work.artifact.model_file, "saved", stack)
+    tapped = open_tapped(work, own_file(work.artifact, "comparing its layers"), "saved", stack)
     remarks += _unlike_untapped(work, tapped, samples)
     chosen = [inputs for name, inputs in samples if name in MATCHED_ON]
     steps, nodes = steps_of(program), by_name([values_of(program, inputs) for inputs in chosen])

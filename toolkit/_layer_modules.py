@@ -13,6 +13,7 @@ from acmix.toolkit._compare_match import match_values
 from acmix.toolkit._compare_program import Step, steps_of, values_of
 from acmix.toolkit.artifact import Artifact, probes_of
 from acmix.toolkit.execute import snapped
+from acmix.toolkit.joining import own_file
 from acmix.toolkit.kernels import KernelTime
 from acmix.toolkit.layer_times import OperatorTime
 
@@ -68,7 +69,9 @@ def nodes_of(artifact: Artifact, captured: Captured, folder: Path, log: Path) ->
     values = by_name([values_of(program, inputs) for inputs in samples])
     values = {name: arrays for name, arrays in values.items() if name in steps}
     with contextlib.ExitStack() as stack:
-        tapped = open_tapped(Work(artifact, captured, folder, log), artifact.model_file, "saved", stack)
+        tapped = open_tapped(
+            Work(artifact, captured, folder, log), own_file(artifact, "reading its values"), "saved", stack
+        )
         found = match_values(by_name([tapped(inputs) for inputs in samples]), values, least_match_db(artifact))
     nodes = {value: match.node for value, match in found.items()}
     outputs = {f"output.{i}": name for i, name in enumerate(program.graph_signature.user_outputs)}

@@ -17,6 +17,7 @@ from acmix.toolkit.device import Transport, printable
 from acmix.toolkit.devices._guard import guarded_folder
 from acmix.toolkit.errors import GateError, UsageError
 from acmix.toolkit.execute import Reference, compared, file_inputs
+from acmix.toolkit.joining import own_file
 from acmix.toolkit.measure import Timed
 from acmix.toolkit.profile import MOST_PHOTOS, interface_of
 from acmix.toolkit.reproof import judged, stored_references
@@ -88,7 +89,8 @@ def place(
     number: of the artifact. Each has a place of its own: the same model file may come with other probes.
     """
     below = f"models/{number}"
-    file = transport.push(artifact.model_file, f"{below}/{artifact.model_file.name}")
+    model = own_file(artifact, "a runner on a device")
+    file = transport.push(model, f"{below}/{model.name}")
     references = tuple(stored_references(artifact))
     interface, inputs, turns = interface_of(artifact), {}, []
     with guarded_folder("acmix-inputs-") as here:

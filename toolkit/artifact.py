@@ -12,6 +12,7 @@ import msgspec
 
 from acmix.toolkit import catalog
 from acmix.toolkit.errors import UsageError
+from acmix.toolkit.joining import Function
 from acmix.toolkit.ranges import KeptFloat, Observer
 from acmix.toolkit.recipe import Recipe, Tolerance
 from acmix.toolkit.rewrite import AppliedRewrite
@@ -23,6 +24,8 @@ from acmix.toolkit.verify import Proof, SampleSet
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 REFERENCE = "reference.npz"
+BESIDE = ".."
+"""Where a model file of several networks lies, from the folder of each."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,10 @@ class WeightsOrigin:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """What was captured: the name or reference given to --model, and its weights."""
+    """What was captured: the name or reference given to --model, and its weights.
+
+    exits: the outputs that are class scores, where others may be as wide; () where the width tells.
+    """
 
     name: str
     source: str
@@ -64,6 +70,7 @@ class ModelRecord:
     macs: int
     classifies: bool
     paper: str = ""
+    exits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,11 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Manifest:
-    """manifest.json: everything that is known of an artifact. docs/manifest.md explains it."""
+    """manifest.json: everything that is known of an artifact. docs/manifest.md explains it.
+
+    function: '' where the model file is this artifact's own; else its name in a file of several networks, which lies
+    beside the folder: ../model.tflite.
+    """
 
     acmix: str
     model: ModelRecord
@@ -152,6 +163,7 @@ class Manifest:
     pixel_grid: bool = False
     quantization: Quantization | None = None
     further_preprocess: tuple[Preprocess, ...] = ()
+    function: str = ""
     schema_version: int = SCHEMA_VERSION
 
 
@@ -169,12 +181,21 @@ class Artifact:
     @property
     def model_file(self) -> Path:
         """The file (or .mlpackage folder) that the runtime loads."""
-        return self.folder / Path(self.manifest.files[0].path).parts[0]
+        parts = Path(self.manifest.files[0].path).parts
+        return self.folder.parent / parts[1] if parts[0] == BESIDE else self.folder / parts[0]
+
+    @property
+    def function(self) -> Function | None:
+        """What of the model file is this artifact; None where it is all of it."""
+        if not self.manifest.function:
+            return None
+        inputs, outputs = self.manifest.file_inputs, self.manifest.file_outputs
+        return Function(self.manifest.function, tuple(s.name for s in inputs), tuple(s.name for s in outputs))
 
     @property
     def size_bytes(self) -> int:
-        """Of the model alone."""
-        return sum(f.size_bytes for f in self.manifest.files if Path(f.path).parts[0] == self.model_file.name)
+        """Of the model file alone, with all networks that it holds."""
+        return sum(f.size_bytes for f in self.manifest.files if Path(f.path).name != REFERENCE)
 
 
 def sha256_of(file: Path) -> str:
@@ -249,7 +270,10 @@ def check_digests(artifact: Artifact) -> None:
     """Raise UsageError when any file differs from what was exported, is missing, or was added."""
     for record in artifact.manifest.files:
         file = artifact.folder / record.path
-        if not file.resolve().is_relative_to(artifact.folder.resolve()):
+        # Only a file of several networks lies elsewhere, and nowhere else than beside the folder.
+        beside = artifact.function is not None and file.is_relative_to(artifact.folder / BESIDE)
+        root = artifact.folder.resolve().parent if beside else artifact.folder.resolve()
+        if not file.resolve().is_relative_to(root):
             raise UsageError(f"{artifact.folder / MANIFEST} names {record.path!r}, outside its own folder.")
         if not file.is_file():
             raise UsageError(f"{file} is missing from the artifact.\nExport the model again.")
@@ -258,9 +282,10 @@ def check_digests(artifact: Artifact) -> None:
                 f"{file} has changed since it was exported: its sha256 is {found[:12]}..., "
                 f"the manifest says {record.sha256[:12]}...\nExport the model again, or restore the file."
             )
-    added = {r.path for r in digest_files(artifact.folder, "")} - {r.path for r in artifact.manifest.files}
-    if added:
-        raise UsageError(f"{artifact.folder} holds {sorted(added)[0]!r}, which was not exported.\nRemove it.")
+    places = [artifact.folder, *([artifact.folder / BESIDE / artifact.model_file.name] if artifact.function else [])]
+    there = {f.relative_to(artifact.folder).as_posix() for p in places for f in p.rglob("*") if f.is_file()}
+    if added := there - {MANIFEST, *(record.path for record in artifact.manifest.files)}:
+        raise UsageError(f"{artifact.folder} holds {min(added)!r}, which was not exported.\nRemove it.")
 
 
 if __name__ == "__main__":

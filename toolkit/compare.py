@@ -200,7 +200,10 @@ def _stored(artifact: Artifact, samples: Iterable[tuple[str, tuple[Array, ...]]]
 def _outputs(artifact: Artifact, references: Sequence[Reference], log: Path) -> list[list[Array]]:
     interface = interface_of(artifact)
     request = SessionRequest(
-        artifact.manifest.target.name, str(artifact.model_file), reference=runs_by(artifact) == "reference"
+        artifact.manifest.target.name,
+        str(artifact.model_file),
+        reference=runs_by(artifact) == "reference",
+        function=artifact.function,
     )
     with open_session(request, log) as session:
         session.load()

@@ -70,30 +70,34 @@ def evaluate(
         raise UsageError(f"{artifact.name} cannot be evaluated on this host: {reason}")
     eager, missing = rebuild(artifact, model)
     interface = interface_of(artifact)
-    scores = output_of_scores(manifest.outputs)
+    scores = output_of_scores(manifest.outputs, manifest.model.exits)
     snap = manifest.preprocess if manifest.pixel_grid else None
     labels = samples.labels or (None,) * len(samples)
     rows: list[_Row] = []
-    request = SessionRequest(manifest.target.name, str(artifact.model_file), reference=by == "reference")
+    request = SessionRequest(
+        manifest.target.name, str(artifact.model_file), reference=by == "reference", function=artifact.function
+    )
     with open_session(request, log) as session:
         session.load()
         for label, inputs in zip(labels, samples, strict=True):
             fed = snapped(inputs, snap)
             found = run_sample(session, fed, interface)
-            exits = tuple(found[i] for i in outputs_of_scores(manifest.outputs))
+            exits = tuple(found[i] for i in outputs_of_scores(manifest.outputs, manifest.model.exits))
             rows.append(_Row(label, found[scores], eager(fed)[scores] if eager else None, exits))
             advance(len(rows))
     return _judge(artifact, samples, rows, missing)
 
 
-def outputs_of_scores(outputs: Sequence[TensorSpec]) -> tuple[int, ...]:
-    """Which outputs are class scores: those as wide as the first, one for each exit."""
+def outputs_of_scores(outputs: Sequence[TensorSpec], exits: Sequence[str] = ()) -> tuple[int, ...]:
+    """Which outputs are class scores, one for each exit: the named ones, else those as wide as the first."""
+    if exits:
+        return tuple(i for i, spec in enumerate(outputs) if spec.name in exits)
     return tuple(i for i, spec in enumerate(outputs) if spec.shape == outputs[0].shape)
 
 
-def output_of_scores(outputs: Sequence[TensorSpec]) -> int:
-    """Which output to evaluate: the last of those as wide as the first, which of several exits is the best one."""
-    return outputs_of_scores(outputs)[-1]
+def output_of_scores(outputs: Sequence[TensorSpec], exits: Sequence[str] = ()) -> int:
+    """Which output to evaluate: the last with class scores, which of several exits is the best one."""
+    return outputs_of_scores(outputs, exits)[-1]
 
 
 def _judge(artifact: Artifact, samples: Samples, rows: Sequence[_Row], missing: str) -> Evaluation:
@@ -121,7 +125,7 @@ def _judge(artifact: Artifact, samples: Samples, rows: Sequence[_Row], missing: 
 
 def _of_exits(artifact: Artifact, rows: Sequence[_Row]) -> dict[str, float]:
     outputs = artifact.manifest.outputs
-    names = [outputs[i].name for i in outputs_of_scores(outputs)]
+    names = [outputs[i].name for i in outputs_of_scores(outputs, artifact.manifest.model.exits)]
     if len(names) < 2 or not rows:
         return {}
     return {n: sum(_among(row.exits[i], row.label, 1) for row in rows) / len(rows) for i, n in enumerate(names)}

@@ -174,10 +174,9 @@ def _journal(file: Path | None, header: Header) -> Iterator[Journal | None]:
 
 
 def _open(artifact: Artifact, request: ProfileRequest, log: Path) -> contextlib.AbstractContextManager[Session]:
-    file = str(artifact.model_file)
-    return open_session(
-        SessionRequest(artifact.manifest.target.name, file, request.threads, _pinned(request.threads)), log
-    )
+    file, cpus = str(artifact.model_file), _pinned(request.threads)
+    asked = SessionRequest(artifact.manifest.target.name, file, request.threads, cpus, function=artifact.function)
+    return open_session(asked, log)
 
 
 class _HostLane:

@@ -25,6 +25,7 @@ from acmix.toolkit.compute_floor import floor_file
 from acmix.toolkit.conditions import Identity
 from acmix.toolkit.errors import GateError, UsageError
 from acmix.toolkit.execute import file_inputs
+from acmix.toolkit.joining import own_file
 from acmix.toolkit.layer_times import LayerReport
 from acmix.toolkit.measure import Plan, Recorder, Timed, Watch, measure
 from acmix.toolkit.profile import interface_of
@@ -50,7 +51,7 @@ def profile_layers(artifacts: Sequence[Artifact], request: LayersRequest, report
     with contextlib.ExitStack() as stack:
         lanes: list[_Lane] = []
         for artifact in artifacts:
-            target, file = artifact.manifest.target.name, artifact.model_file
+            target, file = artifact.manifest.target.name, own_file(artifact, "timing its kernels")
             sessions = [stack.enter_context(_open(target, file, request, profiled)) for profiled in (False, True)]
             lanes += [_Lane(session, _noise(artifact)) for session in sessions]
         floors = dict(_floors(targets, request, stack, remarks))

@@ -26,7 +26,9 @@ def reprove(artifact: Artifact, log: Path) -> Proof:
     if not by:
         return Proof("not executed", "", reason=reason)
     interface, references = interface_of(artifact), stored_references(artifact)
-    request = SessionRequest(manifest.target.name, str(artifact.model_file), reference=by == "reference")
+    request = SessionRequest(
+        manifest.target.name, str(artifact.model_file), reference=by == "reference", function=artifact.function
+    )
     with open_session(request, log) as session:
         session.load()
         rows = list(compare(session, references, interface))

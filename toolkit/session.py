@@ -25,6 +25,7 @@ import msgspec
 from acmix.toolkit import catalog
 from acmix.toolkit._session_messages import Answer, Command, receive_arrays, send
 from acmix.toolkit.errors import AcmixError, GateError, UsageError
+from acmix.toolkit.joining import Function, open_runners
 from acmix.toolkit.kernels import KernelTimes, Notes, Profiled
 from acmix.toolkit.target import Array, Placement, Runner
 
@@ -37,7 +38,7 @@ NAME_KERNELS = "name the kernels of"
 class SessionRequest:
     """What a child loads and where it may run. cpus: None leaves the scheduler free.
 
-    reference: by the target's reference evaluator instead of its runtime.  profiled: with every kernel timed.
+    reference: by the target's reference evaluator.  profiled: with every kernel timed.  function: of several in it.
     """
 
     target: str
@@ -46,6 +47,7 @@ class SessionRequest:
     cpus: tuple[int, ...] | None = None
     reference: bool = False
     profiled: bool = False
+    function: Function | None = None
 
 
 def peak_memory_mb() -> float:
@@ -181,9 +183,7 @@ def _environment(request: SessionRequest) -> dict[str, str]:
 
 class _Child:
     def __init__(self, request: SessionRequest, stack: ExitStack) -> None:
-        self.target = catalog.load_target(request.target)
-        self.request = request
-        self.stack = stack
+        self.target, self.request, self.stack = catalog.load_target(request.target), request, stack
         self.runner: Runner | None = None
         self.profiled: Profiled | None = None
         self.inputs: list[Array] = []
@@ -196,15 +196,10 @@ class _Child:
             notes = command.notes or Notes()
             return Answer(kernels=self.target.kernel_times(file, notes, command.count, command.runtime)), []
         if command.do == "load":
-            if self.request.reference and self.target.reference is not None:
-                begin = time.perf_counter_ns()
-                self.runner = self.stack.enter_context(self.target.reference(file))
-            else:
+            if not self.request.reference:
                 self.target.preload_runtime()
-                begin = time.perf_counter_ns()
-                if self.request.profiled:
-                    self.profiled = self.stack.enter_context(self.target.profiler(file, self.request.threads))
-                self.runner = self.profiled or self.stack.enter_context(self.target.runner(file, self.request.threads))
+            begin = time.perf_counter_ns()
+            self.runner = self._loaded(file)
             return Answer(latency_ns=(time.perf_counter_ns() - begin,), peak_memory_mb=peak_memory_mb()), []
         if self.runner is None:
             raise UsageError(f"{command.do!r} came before 'load'")
@@ -216,17 +211,24 @@ class _Child:
             outputs = self.runner(inputs)
             elapsed = time.perf_counter_ns() - begin
             return Answer(arrays=len(outputs), latency_ns=(elapsed,), peak_memory_mb=peak_memory_mb()), outputs
-        return Answer(latency_ns=self._time(command.count), peak_memory_mb=peak_memory_mb()), []
+        return Answer(latency_ns=_timed(self.runner, self.inputs, command.count), peak_memory_mb=peak_memory_mb()), []
 
-    def _time(self, count: int) -> tuple[int, ...]:
-        if self.runner is None:
-            raise UsageError("'time' came before 'load'")
-        samples = []
-        for _ in range(count):
-            begin = time.perf_counter_ns()
-            self.runner(self.inputs)
-            samples.append(time.perf_counter_ns() - begin)
-        return tuple(samples)
+    def _loaded(self, file: Path) -> Runner:
+        asked, stack = self.request, self.stack
+        if asked.profiled:
+            self.profiled = stack.enter_context(self.target.profiler(file, asked.threads))
+            return self.profiled
+        wanted = () if asked.function is None else (asked.function,)
+        return stack.enter_context(open_runners(self.target, file, asked.threads, wanted, asked.reference))[0]
+
+
+def _timed(runner: Runner, inputs: Sequence[Array], count: int) -> tuple[int, ...]:
+    samples = []
+    for _ in range(count):
+        begin = time.perf_counter_ns()
+        runner(inputs)
+        samples.append(time.perf_counter_ns() - begin)
+    return tuple(samples)
 
 
 def serve(request: SessionRequest, commands: IO[bytes], answers: IO[bytes]) -> None:

@@ -117,6 +117,7 @@ def share(request: ExportRequest, scratch: Path) -> Shared:
         captured.macs,
         captured.classifies,
         request.source.spec.paper,
+        request.source.spec.exits,
     )
     is_half = request.recipe.weights == "float16"
     return Shared(

@@ -89,6 +89,7 @@ class ModelSpec:
     neutralise(module, keys) makes them count for nothing.
     resized(spec, (height, width)): for networks whose parameters depend on the input size.
     further_preprocess: of the inputs behind the first, where the model looks at one photo in several ways.
+    exits: the outputs that are class scores, where others may be as wide; () where the width tells.
     float_only: why it cannot be held in integers, and what to do instead; '' where it can.
     """
 
@@ -105,6 +106,7 @@ class ModelSpec:
     resized: Callable[[ModelSpec, tuple[int, int]], ModelSpec] | None = None
     classifies: bool = True
     further_preprocess: tuple[Preprocess, ...] = ()
+    exits: tuple[str, ...] = ()
     float_only: str = ""
     paper: str = ""
     claims: Claims = Claims()

@@ -19,6 +19,8 @@ from acmix.toolkit.spec import Preprocess, TensorSpec
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
+    from acmix.toolkit.joining import Joining
+
 Array = npt.NDArray[Any]
 Runner = Callable[[Sequence[Array]], list[Array]]
 """One inference: arrays in the file's own order, dtype and layout, to arrays. Nothing else is timed."""
@@ -154,6 +156,10 @@ class Target(Protocol):
     @property
     def reference(self) -> Evaluator | None:
         """Our own evaluator of the format, for machines without its runtime; None where there is none."""
+
+    @property
+    def joining(self) -> Joining | None:
+        """How several networks become functions of one file; None where a file holds one network."""
 
     def preload(self) -> None:
         """Import the converter, so that it overlaps with the capture."""

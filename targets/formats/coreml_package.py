@@ -36,9 +36,10 @@ def read_specification(package: Path) -> Specification:
     try:
         message = _message_type()()
         message.ParseFromString((package / SPECIFICATION).read_bytes())
-        for operation in operations(message, constants=True):
-            for offset in _blob_offsets(operation):
-                blob(package, offset)
+        for name in message.mlProgram.functions:
+            for operation in operations(message, True, name):
+                for offset in _blob_offsets(operation):
+                    blob(package, offset)
     except (OSError, ValueError, struct.error) as error:
         raise _damaged(package, type(error).__name__) from error
     except Exception as error:
@@ -75,14 +76,18 @@ def _message_type() -> Any:
     return importlib.import_module(f"{name}.Model_pb2").Model
 
 
+MAIN = "main"
+"""The function that a prediction runs, where there is one only."""
+
+
 def main_function(specification: Specification) -> Any:
     """The function that a prediction runs."""
-    return specification.mlProgram.functions["main"]
+    return specification.mlProgram.functions[MAIN]
 
 
-def operations(specification: Specification, constants: bool = False) -> Iterator[Operation]:
-    """Every operation in order, those of nested blocks included; constants only when asked for."""
-    function = main_function(specification)
+def operations(specification: Specification, constants: bool = False, function_name: str = MAIN) -> Iterator[Operation]:
+    """Every operation of a function in order, those of nested blocks included; constants only when asked for."""
+    function = specification.mlProgram.functions[function_name]
     yield from _of_block(function.block_specializations[function.opset], constants)
 
 
@@ -158,6 +163,15 @@ def _blob_offsets(operation: Operation) -> Iterator[int]:
     for value in (*operation.attributes.values(), *arguments):
         if value.WhichOneof("value") == "blobFileValue":
             yield value.blobFileValue.offset
+
+
+def seal_weights(specification: Specification, package: Path) -> None:
+    """Let the package tell a changed weight: Core ML's format has no checksum of its own."""
+    from acmix.targets.mil.weights import FINGERPRINT_KEY, fingerprint
+
+    if (package / WEIGHTS).exists():
+        data = (package / WEIGHTS).read_bytes()
+        specification.description.metadata.userDefined[FINGERPRINT_KEY] = fingerprint(data)
 
 
 def write_specification(package: Path, specification: Specification) -> None:

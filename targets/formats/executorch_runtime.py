@@ -12,6 +12,9 @@ import numpy as np
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.target import Array, Runner
 
+FORWARD = "forward"
+"""The method of a program that holds one network."""
+
 _open: list[Path] = []
 """Files that are loaded: their pool must not be replaced under them."""
 
@@ -54,17 +57,21 @@ def tensors(arrays: Sequence[Array]) -> list[Any]:
     return [torch.from_numpy(np.require(array, requirements=["C", "W"])) for array in arrays]
 
 
-def load(runtime: Any, file: Path) -> Runner:
-    """The forward method of a saved program. Raises UsageError for a file that is not whole."""
+def load(runtime: Any, file: Path, names: Sequence[str]) -> list[Runner]:
+    """These methods of a saved program. Raises UsageError for a file that is not whole."""
     try:
         program = runtime._load_program(str(file), program_verification=runtime.Verification.InternalConsistency)
-        method = program.load_method("forward")
+        methods = [program.load_method(name) for name in names]
     except RuntimeError as error:
         raise UsageError(
             f"ExecuTorch cannot load {file.name}: {error}. A whole .pte file, with a delegate that this "
             "runtime has, would load; export it again."
         ) from error
 
+    return [_runner(method) for method in methods]
+
+
+def _runner(method: Any) -> Runner:
     def run(arrays: Sequence[Array]) -> list[Array]:
         return [np.array(output.numpy(), order="C") for output in method(tensors(arrays), clone_outputs=False)]
 

@@ -58,34 +58,40 @@ class Tables:
         return int(self.builder.EndObject())
 
 
-def metadata(
-    model: str,
-    description: str,
-    inputs: Sequence[TensorSpec],
-    outputs: Sequence[TensorSpec],
-    preprocess: Preprocess | None,
-    labels: int,
-) -> bytes:
-    """The ModelMetadata flatbuffer.
+@dataclass(frozen=True)
+class GraphMetadata:
+    """What is told of one graph of a file."""
+
+    inputs: Sequence[TensorSpec]
+    outputs: Sequence[TensorSpec]
+    preprocess: Preprocess | None = None
+
+
+def metadata(model: str, description: str, graphs: Sequence[GraphMetadata], labels: int) -> bytes:
+    """The ModelMetadata flatbuffer, with an entry for each graph of the file in order.
 
     The first image input gets its colours, size and normalisation; the outputs whose last axis is as long as
     the number of labels refer to labels.txt.
     """
     tables = Tables(flatbuffers.Builder(1024))
-    image = next((s for s in inputs if s.layout in ("nchw", "nhwc")), None)
-    of_inputs = [_input(tables, s, preprocess if s is image else None) for s in inputs]
-    of_outputs = [_output(tables, s, labels > 0 and s.shape[-1:] == (labels,)) for s in outputs]
-    graph = tables.table({2: tables.list(of_inputs), 3: tables.list(of_outputs)})
+    described = [_graph(tables, graph, labels) for graph in graphs]
     root = tables.table(
         {
             0: tables.text(model),
             1: tables.text(description),
-            3: tables.list([graph]),
+            3: tables.list(described),
             7: tables.text(_PARSER_VERSION),
         }
     )
     tables.builder.Finish(root, file_identifier=_IDENTIFIER)
     return bytes(tables.builder.Output())
+
+
+def _graph(tables: Tables, graph: GraphMetadata, labels: int) -> int:
+    image = next((s for s in graph.inputs if s.layout in ("nchw", "nhwc")), None)
+    of_inputs = [_input(tables, s, graph.preprocess if s is image else None) for s in graph.inputs]
+    of_outputs = [_output(tables, s, labels > 0 and s.shape[-1:] == (labels,)) for s in graph.outputs]
+    return tables.table({2: tables.list(of_inputs), 3: tables.list(of_outputs)})
 
 
 def _input(tables: Tables, spec: TensorSpec, preprocess: Preprocess | None) -> int:

@@ -16,10 +16,11 @@ from acmix.apps import tables
 from acmix.toolkit import capture, catalog
 from acmix.toolkit.artifact import Artifact, check_digests, manifest_schema, open_artifact
 from acmix.toolkit.errors import GateError, UsageError
-from acmix.toolkit.execute import run_sample
+from acmix.toolkit.execute import file_inputs, run_sample
+from acmix.toolkit.joining import Function, JoinRequest, Part, open_runners
 from acmix.toolkit.profile import interface_of
 from acmix.toolkit.recipe import Recipe, Tolerance
-from acmix.toolkit.reproof import reprove
+from acmix.toolkit.reproof import reprove, stored_references
 from acmix.toolkit.session import SessionRequest, open_session
 from acmix.toolkit.source import find_model, parse_input
 
@@ -171,3 +172,29 @@ def test_a_truncated_file_fails_with_a_sentence(exported: Exported, name: str, t
 def _eager() -> capture.Network:
     path = Path(__file__).parent.parent / "tiny_net.py"
     return capture.build(find_model(f"{path}:make_net", (parse_input("1x3x32x32"),)), None)
+
+
+@pytest.mark.parametrize("name", [name for name in TARGETS if catalog.load_target(name).joining is not None])
+def test_joined_files_give_the_bits_of_each_alone_and_hold_equal_weights_once(
+    exported: Exported, name: str, tmp_path: Path
+) -> None:
+    target = catalog.load_target(name)
+    # Core ML's palettes join where they were lowered for it: tests/targets/test_joining.py.
+    precisions = [precision for other, precision in MADE if other == name and precision != "w4"]
+    made = {precision: exported(precision)[name] for precision in precisions}
+    parts = {**made, "again": made["float32"]}
+    joined = [Part(f, str(a.model_file), a.manifest.file_inputs, a.manifest.file_outputs) for f, a in parts.items()]
+    file = tmp_path / f"model{target.suffix}"
+    assert target.joining is not None
+    target.joining.join(JoinRequest("tiny", str(file), tuple(joined)))
+    size = sum(f.stat().st_size for f in (file, *file.rglob("*")) if f.is_file())
+    assert size < sum(artifact.size_bytes for artifact in made.values()) + 0.2 * made["float32"].size_bytes
+    reference = name not in RUNNABLE
+    functions = [Function(f, tuple(s.name for s in p.inputs), tuple(s.name for s in p.outputs))
+                 for f, p in zip(parts, joined, strict=True)]  # fmt: skip
+    with open_runners(target, file, 1, functions, reference) as runners:
+        for artifact, run in zip(parts.values(), runners, strict=True):
+            with open_runners(target, artifact.model_file, 1, (), reference) as (alone,):
+                for one in stored_references(artifact):
+                    fed = file_inputs(one.inputs, interface_of(artifact))
+                    np.testing.assert_array_equal(run(fed)[0], alone(fed)[0])

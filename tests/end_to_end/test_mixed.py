@@ -164,7 +164,7 @@ def test_photos_without_labels_judge_by_agreement_and_the_ladder_is_kept(
         "export", "--model", tiny, "--input", "1x3x32x32", "--preprocess", "imagenet", "--precision", "mixed",
         "--calibration", "builtin", "--calibration-count", 12, "--data", scenes, "--max-drop", 100, "--out", out,
     )  # fmt: skip
-    code, printed, said = acmix(*common, "--data-count", 10, "--target", "onnx,executorch", "--json")
+    code, printed, said = acmix(*common, "--data-count", 10, "--target", "onnx,coreml", "--json")
     assert code == 0
     assert "rung 'w8a8'" in said
     assert "drop of agreement with the float network in points on 10 photos" in said
@@ -176,7 +176,7 @@ def test_photos_without_labels_judge_by_agreement_and_the_ladder_is_kept(
     assert json.loads(printed)["tradeoff"] == json.loads(ladder.read_text())
     assert Image.open(ladder.with_suffix(".png")).size[0] > 300
     digest = hashlib.sha256(ladder.read_bytes()).hexdigest()
-    for target in ("onnx", "executorch"):
+    for target in ("onnx", "coreml"):
         quantization = open_artifact(out / f"make_net-{target}-mixed").manifest.quantization
         assert quantization is not None
         assert f"mixed: tradeoff-{digest[:8]}.json has sha256 {digest}" in quantization.repairs

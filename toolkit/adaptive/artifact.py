@@ -25,6 +25,7 @@ class NetworkRecord:
     """One network of the folder: an ordinary artifact in `folder`, held by the digests of manifest and model.
 
     name: what the stages call it.  model: what the artifact itself is called.
+    function: of the file that holds all networks; '' where the model file is the network's own.
     """
 
     name: str
@@ -34,6 +35,21 @@ class NetworkRecord:
     model_sha256: str
     size_bytes: int
     macs: int
+    function: str = ""
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Whether one file holds all networks, their equal weights once.
+
+    file: its name in the folder; '' where each network keeps a file of its own: reason says why.
+    size_bytes: of one file; 0 where there cannot be one.  separate_bytes: of the networks' own files.
+    """
+
+    file: str
+    size_bytes: int
+    separate_bytes: int
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,6 +89,7 @@ class AdaptiveManifest:
 
     exit_macs: multiply-accumulates up to each exit.  exit_rates: on the calibration photos; empty without any.
     reference_sha256: of reference.npz, what eager says of seeded images: `acmix verify` needs no torch and no photo.
+    sharing: None where nobody asked for one file.
     """
 
     acmix: str
@@ -95,6 +112,7 @@ class AdaptiveManifest:
     labels: tuple[str, ...] = ()
     paper: str = ""
     seed: int = 0
+    sharing: Sharing | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -118,8 +136,8 @@ class AdaptiveArtifact:
 
     @property
     def size_bytes(self) -> int:
-        """Of all models, a network of several stages once."""
-        return sum(record.size_bytes for record in self.manifest.networks)
+        """Of all model files: a network of several stages once, a file of several networks once."""
+        return sum({one.model_file: one.size_bytes for one in self.networks.values()}.values())
 
 
 def is_adaptive(folder: Path) -> bool:
@@ -142,7 +160,9 @@ def network_record(folder: Path, name: str, artifact: Artifact) -> NetworkRecord
     manifest = artifact.manifest
     digest = sha256_of(artifact.folder / MANIFEST)
     model = manifest.model
-    return NetworkRecord(name, model.name, inside, digest, manifest.files[0].sha256, artifact.size_bytes, model.macs)
+    sha256 = manifest.files[0].sha256
+    size, function = artifact.size_bytes, manifest.function
+    return NetworkRecord(name, model.name, inside, digest, sha256, size, model.macs, function)
 
 
 def write_adaptive(folder: Path, manifest: AdaptiveManifest) -> None:
@@ -222,7 +242,7 @@ def _open_network(folder: Path, record: NetworkRecord, manifest: AdaptiveManifes
         raise UsageError(f"{folder / ADAPTIVE} names {record.folder!r}, outside its own folder.")
     artifact = open_artifact(place)
     found = artifact.manifest
-    if (found.model.name, found.target.name) != (record.model, manifest.target):
+    if (found.model.name, found.target.name, found.function) != (record.model, manifest.target, record.function):
         raise UsageError(
             f"{place} holds {found.model.name} for {found.target.name}; this place is for {record.model} for "
             f"{manifest.target}.\nPut the right files back, or export the model again."

@@ -26,6 +26,7 @@ from acmix.toolkit.adaptive.photos import Photos, SeededPhotos
 from acmix.toolkit.adaptive.proof import margins, prove_way
 from acmix.toolkit.adaptive.reference import SEEDED_PHOTOS, write_reference
 from acmix.toolkit.adaptive.runner import Loaded, eager_model, load_stages
+from acmix.toolkit.adaptive.sharing import Shelf, share_weights, targets_to_share
 from acmix.toolkit.adaptive.spec import AdaptiveSpec, check_spec
 from acmix.toolkit.adaptive.unrolled import refuse_one_file
 from acmix.toolkit.artifact import REFERENCE, Artifact, sha256_of
@@ -55,6 +56,7 @@ class AdaptiveRequest:
     photos: to calibrate and to prove on.  calibrate: chooses the thresholds of each target.
     calibrator: for integer activations, finds the ranges of one network over what it gets on the photos.
     remarks: what the checks found to say of the photos.
+    shared_weights: one file a target with all networks, equal weights once, where the format can.
     """
 
     spec: AdaptiveSpec
@@ -63,6 +65,7 @@ class AdaptiveRequest:
     calibrate: Calibrate
     calibrator: Callable[[Recorded], Calibrator] | None = None
     remarks: tuple[str, ...] = ()
+    shared_weights: bool = False
 
     def folder(self, target: TargetRequest) -> Path:
         """The finished artifact's place."""
@@ -94,6 +97,9 @@ def export_adaptive(request: AdaptiveRequest, progress: pipeline.Progress) -> li
 
     Raises UsageError before any work for what cannot be done at all, and for networks that cannot be captured.
     """
+    if request.shared_weights:
+        targets = targets_to_share(request.spec.networks, request.base.targets)
+        request = replace(request, base=replace(request.base, targets=targets))
     _refuse(request)
     progress("", "capture", 0.0)
     eager = _eager(request)
@@ -228,11 +234,12 @@ def _assemble(
     staging = scratch / request.folder(target).name
     staging.mkdir()
     networks = {name: _moved(artifact, staging) for name, artifact in made.items()}
+    shelf = Shelf(staging, spec.name, request.base.out / f"{staging.name}-join.log")
+    networks, sharing = share_weights(networks, shelf) if request.shared_weights else (networks, None)
     macs = exit_macs(spec.stages, {name: artifact.manifest.model.macs for name, artifact in networks.items()})
     policy, proof = _decide(request, networks, macs, eager)
     write_policy(staging / POLICY, policy)
     write_reference(staging / REFERENCE, eager.seeded)
-    calibration = policy.calibration
     manifest = AdaptiveManifest(
         acmix=machine.versions(["acmix"])["acmix"],
         name=spec.name,
@@ -245,7 +252,7 @@ def _assemble(
         policy_sha256=sha256_of(staging / POLICY),
         reference_sha256=sha256_of(staging / REFERENCE),
         thresholds=policy.thresholds,
-        exit_rates=calibration.exit_rates if calibration else (),
+        exit_rates=policy.calibration.exit_rates if policy.calibration else (),
         exit_macs=macs,
         random_weights=eager.random_weights,
         proof=proof,
@@ -254,6 +261,7 @@ def _assemble(
         seed=request.base.seed,
         labels=request.base.labels,
         paper=spec.paper,
+        sharing=sharing,
     )
     write_adaptive(staging, manifest)
     return open_adaptive(move_into_place(staging, request.folder(target)))

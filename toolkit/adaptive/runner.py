@@ -22,9 +22,10 @@ from acmix.toolkit.adaptive.spec import AdaptiveSpec, Photo, Run, Stage
 from acmix.toolkit.artifact import Artifact, check_digests, executed_by
 from acmix.toolkit.errors import GateError, UsageError
 from acmix.toolkit.evaluate import output_of_scores
+from acmix.toolkit.joining import open_runners
 from acmix.toolkit.policy import Policy, policy_of
 from acmix.toolkit.spec import TensorSpec
-from acmix.toolkit.target import Array, Runner, Target
+from acmix.toolkit.target import Array, Runner
 
 if TYPE_CHECKING:
     from acmix.toolkit.capture import Network as EagerNetwork
@@ -68,7 +69,7 @@ def load_single(artifact: Artifact, threads: int = 1) -> Iterator[Loaded]:
     name = manifest.model.name
     gives = tuple(spec.name for spec in manifest.outputs)
     # Of several exits of one file the last is the best.
-    scores = gives[output_of_scores(manifest.outputs)]
+    scores = gives[output_of_scores(manifest.outputs, manifest.model.exits)]
     photos = tuple(
         Photo(way, f"photo_{i}") for i, way in enumerate((manifest.preprocess, *manifest.further_preprocess))
     )
@@ -85,32 +86,45 @@ def load_stages(
 
     Raises GateError where a runtime refuses its file; so does the engine where one fails on a photo.
     """
+    with load_networks(artifacts, threads) as networks:
+        by_reference = any(executed_by(artifact)[0] == "reference" for artifact in artifacts.values())
+        yield Engine(stages, networks, _image_layout(networks)), by_reference
+
+
+@contextmanager
+def load_networks(artifacts: Mapping[str, Artifact], threads: int) -> Iterator[dict[str, Network]]:
+    """Saved files in this process, one that holds several networks once; raises as `load_stages` does."""
     with ExitStack() as stack:
-        networks = {}
-        by_reference = False
+        runners: dict[str, Runner] = {}
         for name, artifact in artifacts.items():
             by, reason = executed_by(artifact)
             if not by:
                 raise UsageError(f"{artifact.name} cannot run on this host: {reason}")
-            target = catalog.load_target(artifact.manifest.target.name)
-            by_reference = by == "reference"
             _refuse_pixels(artifact)
-            runner = _loaded(stack, artifact, target, threads, by_reference)
-            networks[name] = Network(artifact.manifest.file_inputs, artifact.manifest.file_outputs, runner)
-        yield Engine(stages, networks, _image_layout(networks)), by_reference
+            if name not in runners:
+                together = {n: a for n, a in artifacts.items() if a.model_file == artifact.model_file}
+                runners |= _loaded(stack, together, threads, by == "reference")
+        yield {
+            name: Network(artifact.manifest.file_inputs, artifact.manifest.file_outputs, runners[name])
+            for name, artifact in artifacts.items()
+        }
 
 
-def _loaded(stack: ExitStack, artifact: Artifact, target: Target, threads: int, by_reference: bool) -> Runner:
-    """The file in its runtime, in this process, whose errors name the artifact."""
+def _loaded(stack: ExitStack, artifacts: Mapping[str, Artifact], threads: int, by_reference: bool) -> dict[str, Runner]:
+    """One file in its runtime, in this process: a runner for each of its networks, whose errors name the artifact."""
+    first = next(iter(artifacts.values()))
+    target = catalog.load_target(first.manifest.target.name)
+    functions = [artifact.function for artifact in artifacts.values() if artifact.function is not None]
     try:
         with _silenced():
-            if by_reference and target.reference is not None:
-                run = stack.enter_context(target.reference(artifact.model_file))
-            else:
-                run = stack.enter_context(target.runner(artifact.model_file, threads))
+            loading = open_runners(target, first.model_file, threads, functions, by_reference)
+            runners = stack.enter_context(loading)
     except Exception as error:
-        raise GateError(_failed(artifact, "refuses its file", error)) from error
+        raise GateError(_failed(first, "refuses its file", error)) from error
+    return {name: _guarded(artifacts[name], run) for name, run in zip(artifacts, runners, strict=True)}
 
+
+def _guarded(artifact: Artifact, run: Runner) -> Runner:
     def guarded(inputs: Sequence[Array]) -> list[Array]:
         try:
             return run(inputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -129,7 +129,12 @@ def given(step: Step) -> tuple[str, ...]:
 
 
 def check_spec(spec: AdaptiveSpec) -> None:
-    """Raise UsageError as `check_stages` does, and where a step runs a network with other values than it takes."""
+    """Raise UsageError as `check_stages` does, and where a step runs a network with other values than it takes.
+
+    Also for names that torch refuses for a part of a network.
+    """
+    _refuse_dots("network", spec.networks)
+    _refuse_dots("value", [value for stage in spec.stages for step in stage.steps for value in given(step)])
     check_stages(spec.stages, set(spec.networks))
     if not re.fullmatch(r"\w[\w.-]*", spec.name):
         raise UsageError(f"an adaptive model is called {spec.name!r}; folders are named after it.\nTake letters and _.")
@@ -144,6 +149,14 @@ def check_spec(spec: AdaptiveSpec) -> None:
                     )
 
 
+def _refuse_dots(what: str, names: Iterable[str]) -> None:
+    for name in names:
+        if not name or "." in name:
+            raise UsageError(
+                f"a {what} of the stages is called {name!r}; torch has no dots in names.\nTake letters and _."
+            )
+
+
 def check_stages(stages: tuple[Stage, ...], networks: set[str]) -> None:
     """Raise UsageError unless every value is made before it is read, once, and every network runs."""
     if not stages:
@@ -155,6 +168,7 @@ def check_stages(stages: tuple[Stage, ...], networks: set[str]) -> None:
 
 def _troubles(stages: tuple[Stage, ...], networks: set[str]) -> Iterator[str]:
     known: set[str] = set()
+    images: set[str] = set()
     running: set[str] = set()
     for stage in stages:
         for step in stage.steps:
@@ -163,6 +177,13 @@ def _troubles(stages: tuple[Stage, ...], networks: set[str]) -> Iterator[str]:
                     yield f"stage {stage.name!r} reads {value!r} before anything made it"
             if isinstance(step, Run):
                 running.add(step.network)
+            if isinstance(step, Crop) and step.source in known - images:
+                yield (
+                    f"stage {stage.name!r} crops {step.source!r}, which is no image: a crop is cut from what 'photo', "
+                    "'resize' or another 'crop' makes"
+                )
+            if isinstance(step, Photo | Crop | Resize):
+                images.add(step.gives)
             for value in given(step):
                 if value in known:
                     yield f"stage {stage.name!r} makes {value!r} a second time"

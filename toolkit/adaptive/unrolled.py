@@ -59,6 +59,8 @@ def unrolled(adaptive: AdaptiveSpec) -> ModelSource:
         preprocess=photos[0].preprocess,
         further_preprocess=tuple(photo.preprocess for photo in photos[1:]),
         for_inference=partial(_in_one_graph, adaptive),
+        # A place is two numbers, as wide as the scores of two classes.
+        exits=exits,
         float_only=CROP_IN_INTEGERS if places else "",
         paper=adaptive.paper,
         adaptive=adaptive,

@@ -20,7 +20,7 @@ OWN = """
 import torch
 from torch import nn
 
-from acmix.toolkit.adaptive.spec import AdaptiveSpec, Photo, Run, Stage, own
+from acmix.toolkit.adaptive.spec import AdaptiveSpec, Crop, Photo, Run, Stage, Zeros, own
 from acmix.toolkit.spec import ModelSpec, TensorSpec, imagenet_preprocess
 
 
@@ -115,6 +115,22 @@ def test_a_file_that_is_not_there_or_fails_is_told(tmp_path: Path) -> None:
         ('Run("late", ("maps",)', 'Run("late", ("maps", "image")', "network 'late' takes is 1 by its ModelSpec, 2"),
         ('Run("late", ("maps",)', 'Run("late", ("map",)', "reads 'map' before anything made it"),
         ('"late": own(LATE)', '"other": own(LATE)', "the stages run early, late; there are early, other"),
+        (
+            'networks={"early": own(EARLY), "late": own(LATE)}',
+            'networks={"early": own(EARLY), "late.one": own(LATE)}',
+            "a network of the stages is called 'late.one'; torch has no dots in names",
+        ),
+        ('("logits_1", "maps"))', '("logits_1", "maps", "a.b"))', "a value of the stages is called 'a.b'"),
+        (
+            'Run("late", ("maps",)',
+            'Crop("maps", "logits_1", (8, 8), "patch"), Run("late", ("patch",)',
+            "'late' crops 'maps', which is no image: a crop is cut from what 'photo', 'resize' or another 'crop' makes",
+        ),
+        (
+            'Run("late", ("maps",)',
+            'Zeros((1, 6, 16, 16), "none"), Crop("none", "logits_1", (8, 8), "patch"), Run("late", ("patch",)',
+            "'late' crops 'none', which is no image",
+        ),
         ('name="own_net"', 'name="../own"', r"is called '\.\./own'; folders are named after it"),
     ],
 )

@@ -95,6 +95,7 @@ def test_the_saved_file_agrees_with_eager_at_every_exit(tiny_unrolled: Artifact)
     assert [a.output for a in manifest.proof.agreements] == ["logits_1", "logits_2", "action"]
     assert [a.asked_db for a in manifest.proof.agreements][::2] == [70.0, 70.0]
     assert manifest.model.weights.is_random
+    assert manifest.model.exits == ("logits_1", "logits_2")
     assert {rule.name for rule in manifest.preparation.rewrites} >= {"bicubic_resize"}
 
 
