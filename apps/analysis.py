@@ -160,9 +160,10 @@ def following(request: ExportRequest) -> ExportRequest:
     screen = console()
 
     def say(rung: Rung) -> None:
+        steady = "" if rung.steady_db is None else f", steady to {tables.snr(rung.steady_db)} dB"
         screen.print(
             f"rung {rung.name!r}: drops {rung.drop_points:.2f} points, same class {100 * rung.agreement:.1f} %, "
-            f"{tables.snr(rung.snr_db)} dB ({rung.seconds:.0f} s)"
+            f"{tables.snr(rung.snr_db)} dB{steady} ({rung.seconds:.0f} s)"
         )
 
     return dataclasses.replace(request, calibrator=dataclasses.replace(request.calibrator, report=say))

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch.export import ExportedProgram
-from torch.fx import Graph
 
-from acmix.calibration.calibrate import Mended, corrected, equalized, insufficient, mend
+from acmix.calibration.calibrate import Mended, corrected, equalized, insufficient
 from acmix.calibration.collect import collect, collect_each
+from acmix.calibration.evaluation import Evaluation
 from acmix.calibration.leaks import leaks
+from acmix.calibration.plan import Plan, apply, in_words, nodes_of, steady_from
 from acmix.calibration.selection import CalibrationSamples, spread
-from acmix.calibration.sensitivity import Tally, by_noise_per_mac, is_scores, require_classes, sensitivity
-from acmix.calibration.simulation import Simulation, macs_of, size_bytes, total_macs, units
-from acmix.calibration.tradeoff import Rung, Timer, Tradeoff, digest, file_name, timed
+from acmix.calibration.sensitivity import Tally, by_noise_per_mac, sensitivity
+from acmix.calibration.simulation import Simulation, macs_of, size_bytes, total_macs
+from acmix.calibration.steadiness import steady_db
+from acmix.calibration.tradeoff import Rung, Timer, Tradeoff, timed
 from acmix.toolkit.errors import GateError, UsageError
-from acmix.toolkit.grid import Grid, choose_grid
+from acmix.toolkit.grid import choose_grid
 from acmix.toolkit.quantize import graph_module
 from acmix.toolkit.quantized import Calibrated, example_inputs
-from acmix.toolkit.ranges import Array, Observer, Ranges
+from acmix.toolkit.ranges import Observer, Ranges
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.samples import Samples
 
@@ -29,19 +31,8 @@ OTHER_OBSERVERS: tuple[Observer, ...] = ("minmax", "percentile")
 MOST_FLOAT = 0.5
 """Of multiply-accumulates: with more in float, the file is no int8 file any more."""
 SENSITIVITY_SAMPLES = 8
-ALMOST_NONE = 0.02
-"""Of photos that the float network has right, or half of what guessing has: the labels are wrong, or the weights."""
-
+STEADINESS_SAMPLES = 8
 Report = Callable[[Rung], None]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the ladder found, in words that hold for every target's program: module names, not nodes."""
-
-    recipe: Recipe
-    kept: tuple[str, ...]
-    tradeoff: Tradeoff
 
 
 @dataclass
@@ -83,70 +74,6 @@ def require_disjoint(samples: Samples, data: Samples) -> None:
         )
 
 
-def in_words(plan: Plan) -> tuple[str, ...]:
-    """What the manifest says of the ladder."""
-    t, rung = plan.tradeoff, plan.tradeoff.best
-    said = (
-        f"mixed: {rung.name!r}, rung {(t.chosen or 0) + 1} of {len(t.rungs)} tried, drops {rung.drop_points:.2f} points"
-        f" of {t.measure} on {t.photos_count} photos of {t.photos_name}, simulated; {t.max_drop:g} were allowed",
-        f"mixed: {file_name(t)} has sha256 {digest(t)}",
-    )
-    return (*said, f"mixed: kept float: {', '.join(plan.kept)}") if plan.kept else said
-
-
-def nodes_of(graph: Graph, modules: Collection[str]) -> tuple[str, ...]:
-    """The layers of some modules, by node, in one program; of modules inside them, where a form is split into parts."""
-    found: list[str] = []
-    for name, layers in units(graph).items():
-        if any(name == module or name.startswith(f"{module}.") for module in modules):
-            found.extend(layer.name for layer in layers)
-    return tuple(found)
-
-
-def apply(plan: Plan, program: ExportedProgram, samples: Samples, asked: Sequence[str] = ()) -> Calibrated:
-    """Calibrate another program of the same network by the plan. asked: nodes that are float in any case."""
-    kept = nodes_of(graph_module(program).graph, plan.kept)
-    mended = mend(program, plan.recipe, samples, (*asked, *kept))
-    return Calibrated(mended.program, collect(mended.program, samples, plan.recipe.observer), mended.repairs, kept)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Photos in memory with the float program's outputs, to judge rungs on. float_right: None without labels."""
-
-    data: Samples
-    inputs: tuple[tuple[Array, ...], ...]
-    wanted: tuple[tuple[Array, ...], ...]
-    float_right: int | None
-
-    @classmethod
-    def of(cls, program: ExportedProgram, data: Samples) -> Evaluation:
-        """Run the float program.
-
-        Raises UsageError where its first output is no row of scores, and for labels that are not its classes.
-        """
-        run = Simulation(graph_module(program), Grid({}, frozenset(), frozenset(), frozenset()))
-        inputs = tuple(data)
-        wanted = tuple(tuple(array.copy() for array in run.outputs(sample)) for sample in inputs)
-        if not wanted or not is_scores(wanted[0]):
-            shape = "x".join(map(str, wanted[0][0].shape)) if wanted else "nothing"
-            raise UsageError(
-                f"--precision mixed counts right classes, and the first output is {shape}, no row of scores.\n"
-                "Take --precision w8a8, and look at acmix analyze."
-            )
-        if data.labels is None:
-            return cls(data, inputs, wanted, None)
-        require_classes(data, wanted[0][0].size)
-        right = sum(int(w[0].argmax()) == label for w, label in zip(wanted, data.labels, strict=True))
-        if right <= max(ALMOST_NONE, 0.5 / wanted[0][0].size) * len(data):
-            raise UsageError(
-                f"the float network is right on {right} of {len(data)} photos of {data.name}, so no accuracy is left "
-                "to hold: do the labels count like its classes?\nGive the numbers of its classes in labels.csv or as "
-                "folder names, and trained weights; or give the photos without labels: then agreement is held."
-            )
-        return cls(data, inputs, wanted, right)
-
-
 class Climb:
     """One captured program on its way up the ladder; the rungs so far. asked: nodes that are float in any case."""
 
@@ -162,29 +89,51 @@ class Climb:
         self.program, self.recipe, self.asked = program, recipe, tuple(asked)
         self.samples, self.on, self.report = samples, on, report
         self.macs = total_macs(program, example_inputs(program))
+        self.max_drop = 0.0
         self.rungs: list[Rung] = []
         self.tried: list[tuple[Recipe, Mended, Calibrated]] = []
 
     def to(self, max_drop: float) -> tuple[Calibrated, Plan]:
-        """The first rung within the budget. Raises GateError where there is none."""
-        if any(rung.drop_points <= max_drop for rung in self._free_rungs()):
-            return self._taken(max_drop, len(self.rungs) - 1)
-        best = min(range(len(self.rungs)), key=lambda i: self.rungs[i].drop_points)
-        order = self._order(self.tried[best][2])
-        count = fewest(len(order), lambda few: self._keep_float(order[:few], best).drop_points <= max_drop)
-        if count is None:
-            raise GateError(_out_of_reach(self._tradeoff(max_drop, None)))
-        return self._taken(max_drop, next(i for i, rung in enumerate(self.rungs) if len(rung.kept) == count))
+        """The first rung within the budget that is steady, or the first within it. Raises GateError without one."""
+        self.max_drop = max_drop
+        free = next((i for i, rung in enumerate(self._free_rungs()) if rung.drop_points <= max_drop), None)
+        if free is not None and self._is_steady(free):
+            return self._taken(free)
+        base = min(range(len(self.rungs)), key=lambda i: self.rungs[i].drop_points) if free is None else free
+        order, measured = self._order(self.tried[base][2]), dict[int, int]()
 
-    def _taken(self, max_drop: float, position: int) -> tuple[Calibrated, Plan]:
+        def position(count: int) -> int:
+            if count not in measured:
+                self._keep_float(order[:count], base)
+                measured[count] = len(self.rungs) - 1
+            return measured[count]
+
+        def is_within(count: int) -> bool:
+            return self.rungs[position(count)].drop_points <= max_drop
+
+        steady = fewest(len(order), lambda count: is_within(count) and self._is_steady(position(count)))
+        if steady is not None:
+            return self._taken(position(steady))
+        if free is not None:
+            return self._taken(free)
+        few = fewest(len(order), is_within)
+        if few is None:
+            raise GateError(_out_of_reach(self._tradeoff(None)))
+        return self._taken(position(few))
+
+    def _is_steady(self, position: int) -> bool:
+        found = self.rungs[position].steady_db
+        return found is not None and found >= steady_from(self.recipe)
+
+    def _taken(self, position: int) -> tuple[Calibrated, Plan]:
         recipe, _, calibrated = self.tried[position]
-        return calibrated, Plan(recipe, self.rungs[position].kept, self._tradeoff(max_drop, position))
+        return calibrated, Plan(recipe, self.rungs[position].kept, self._tradeoff(position))
 
-    def _tradeoff(self, max_drop: float, chosen: int | None) -> Tradeoff:
+    def _tradeoff(self, chosen: int | None) -> Tradeoff:
         data, size = self.on.data, size_bytes(graph_module(self.program), frozenset()) / 1e6
         right = self.on.float_right
         top1 = None if right is None else right / len(data)
-        return Tradeoff(max_drop, data.name, len(data), data.digest, top1, size, tuple(self.rungs), chosen)
+        return Tradeoff(self.max_drop, data.name, len(data), data.digest, top1, size, tuple(self.rungs), chosen)
 
     def _free_rungs(self) -> Iterator[Rung]:
         """Repairs that cost no latency and no size, each measured when it is asked for."""
@@ -233,7 +182,13 @@ class Climb:
         return self._measure(name, recipe, before, made, begin, tuple(modules))
 
     def _measure(
-        self, name: str, recipe: Recipe, before: Mended, made: Calibrated, begin: float, kept: tuple[str, ...] = ()
+        self,
+        name: str,
+        recipe: Recipe,
+        before: Mended,
+        made: Calibrated,
+        begin: float,
+        kept: tuple[str, ...] = (),
     ) -> Rung:
         """Run a rung's integers on the photos, and note what came out."""
         assert made.ranges is not None
@@ -261,6 +216,9 @@ class Climb:
             int8 / max(self.macs, 1),
             time.perf_counter() - begin,
         )
+        if rung.drop_points <= self.max_drop:
+            few = self.samples.pick(spread(len(self.samples), STEADINESS_SAMPLES))
+            rung = replace(rung, steady_db=steady_db(made.program, grid, few), seconds=time.perf_counter() - begin)
         self.rungs.append(rung)
         self.tried.append((recipe, before, made))
         self.report(rung)

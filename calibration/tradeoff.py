@@ -43,7 +43,8 @@ class Rung:
     top1: share that is right, None without labels. agreement: share whose class is that of the float program.
     drop_points: what the budget is compared with, in points (percent of the photos). snr_db: None for outputs of zeros.
     size_mb: of the constants, 10 ** 6 bytes. kept: modules in float. seconds: to calibrate and to measure.
-    latency: None where it was not measured, and latency_reason says why.
+    latency: None where it was not measured, and latency_reason says why. steady_db: what it keeps of itself under other
+    float arithmetic; None for a rung beyond the budget.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Rung:
     seconds: float
     latency: Latency | None = None
     latency_reason: str = ""
+    steady_db: float | None = None
 
 
 @dataclass(frozen=True)

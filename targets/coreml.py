@@ -67,7 +67,7 @@ class CoreMLTarget:
     distributions: tuple[str, ...] = ("coremltools",)
     options: type[CoreMLOptions] = CoreMLOptions
     quantization: Literal["pairs"] = "pairs"
-    int8_kernels: None = None
+    int8_kernels: Literal["coreml"] = "coreml"
     joining: Joining = FUNCTIONS
 
     def refuses(self, recipe: Recipe, options: Any) -> str | None:

@@ -39,9 +39,12 @@ UNSIGNED = 128
 """ONNX files hold activations as uint8: integers and zero points are so much larger."""
 
 
-def with_kernels(pairs: ExportedProgram, kernels: Int8Kernels) -> GraphModule:
-    """The program of pairs, with integers computed by a runtime's kernels wherever it fuses a layer with its pairs."""
-    module = graph_module(pairs)
+def with_kernels(pairs: ExportedProgram | GraphModule, kernels: Int8Kernels) -> GraphModule:
+    """The program of pairs, with integers computed by a runtime's kernels wherever it fuses a layer with its pairs.
+
+    A GraphModule is changed in place.
+    """
+    module = pairs if isinstance(pairs, GraphModule) else graph_module(pairs)
     for node in list(module.graph.nodes):
         if node.target is not QUANTIZE or node.args[5] is not torch.int8:
             continue

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,6 +31,7 @@ from acmix.toolkit.grid import (
     pads_with_zeros,
     statistics_layers,
 )
+from acmix.toolkit.half_kernels import HalfProgram
 from acmix.toolkit.int8_kernels import with_kernels
 from acmix.toolkit.prepare import flat_tensors
 from acmix.toolkit.program import copy_program, quiet
@@ -160,19 +161,26 @@ def placed_by_file(program: ExportedProgram, tensors: Sequence[QuantizedTensor],
         (name, reader.name)
         for name in known.keys() - produced
         for reader in named[name].users
-        if _reads_integers(reader, weights.weights, known)
+        if _reads_integers(reader, weights.weights, produced)
     )
     sources = {source for source, _ in edges}
     tensors_read = {name: tensor for name, tensor in known.items() if name in produced or name in sources}
     return quantize(program, Grid(tensors_read, produced, edges, weights.weights), example_inputs(program))
 
 
-def _reads_integers(reader: Node, layers: Collection[str], known: Collection[str]) -> bool:
-    """Whether a reader is a layer with int8 weights, computes on integers itself, or moves values for such ones."""
-    if reader.name in layers or (reader.name in known and reader.target in COMPUTING_ON_INTEGERS):
+def _reads_integers(reader: Node, layers: Collection[str], produced: Collection[str]) -> bool:
+    """Whether a reader is a layer with int8 weights, computes on integers itself, or moves values for such ones.
+
+    produced: what integer operators make. What is rounded after a float operator is none of it: a float sum of a map
+    and a layer's result reads the map as it is.
+    """
+    if reader.name in layers:
+        return True
+    ends = [reader, *(one for one in reader.users if one.target in ACTIVATIONS and len(reader.users) == 1)]
+    if reader.target in COMPUTING_ON_INTEGERS and any(one.name in produced for one in ends):
         return True
     moves = reader.target in MOVES or pads_with_zeros(reader)
-    return moves and bool(reader.users) and all(_reads_integers(one, layers, known) for one in reader.users)
+    return moves and bool(reader.users) and all(_reads_integers(one, layers, produced) for one in reader.users)
 
 
 def simulate(
@@ -181,7 +189,9 @@ def simulate(
     kernels: Int8Kernels | None = None,
 ) -> Simulation:
     """Run a program of pairs in torch: the integers of the file, by a runtime's kernels or in float arithmetic."""
-    module = graph_module(pairs) if kernels is None else with_kernels(pairs, kernels)
+    module: nn.Module = HalfProgram(pairs) if kernels == "coreml" else graph_module(pairs)
+    if kernels is not None and kernels != "coreml":
+        module = with_kernels(pairs, kernels)
 
     def run(inputs: Sequence[Array]) -> list[Array]:
         tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in inputs]

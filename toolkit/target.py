@@ -27,8 +27,9 @@ Runner = Callable[[Sequence[Array]], list[Array]]
 Evaluator = Callable[[Path], AbstractContextManager[Runner]]
 """Executes a saved file by the definition of its format, without its runtime."""
 ExecutedBy = Literal["runtime", "reference", ""]
-Int8Kernels = Literal["xnnpack", "onnxruntime"]
-"""Whose int8 arithmetic a file is computed with: acmix.toolkit.int8_kernels follows it to the bit."""
+Int8Kernels = Literal["xnnpack", "onnxruntime", "coreml"]
+"""Whose arithmetic a file with integers is computed with, followed to the bit by acmix.toolkit.int8_kernels, or for
+Core ML by half_kernels."""
 
 
 @dataclass(frozen=True)

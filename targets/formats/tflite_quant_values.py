@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -13,9 +14,13 @@ from ai_edge_litert.interpreter import Interpreter
 from acmix.targets.formats import tflite_flatbuffer
 from acmix.targets.formats.tflite_placement import Graph
 from acmix.toolkit.errors import UsageError
+from acmix.toolkit.grid import ACTIVATIONS, COMPUTE, JOINS
 from acmix.toolkit.ranges import Fingerprint, Range, Ranges, fingerprint
 from acmix.toolkit.spec import TensorSpec
 from acmix.toolkit.target import Array, to_layout
+
+if TYPE_CHECKING:
+    from torch.fx import Graph as ProgramGraph
 
 CLOSEST = 1e-3
 """Largest difference between two fingerprints of one tensor, in units of its root mean square."""
@@ -86,6 +91,24 @@ def recognise(values: dict[int, Array], ranges: Ranges) -> dict[int, str]:
         node = next((node for _, node in equal if node not in last), equal[-1][1])
         last[node] = index
         found[index] = node
+    return found
+
+
+def activated(graph: Graph, program: ProgramGraph, nodes: Mapping[int, str]) -> dict[int, str]:
+    """The nodes of tensors, where a fused activation makes the tensor the activation's own.
+
+    On a sample that the activation leaves as it is, it has the fingerprint of the layer before it, and another range.
+    """
+    named = {node.name: node for node in program.nodes}
+    found = dict(nodes)
+    for operator in graph.operators:
+        if not getattr(operator.builtinOptions, "fusedActivationFunction", 0):
+            continue
+        for tensor in operator.outputs:
+            layer = named.get(found.get(tensor, ""))
+            readers = list(layer.users) if layer is not None and layer.target in COMPUTE | JOINS else []
+            if len(readers) == 1 and readers[0].target in ACTIVATIONS:
+                found[tensor] = readers[0].name
     return found
 
 

@@ -18,7 +18,7 @@ from ai_edge_litert import schema_py_generated as schema
 from acmix.targets.formats import tflite_flatbuffer, tflite_own_scales, tflite_quant_rules
 from acmix.targets.formats.tflite_placement import Graph, read_graph
 from acmix.targets.formats.tflite_quant_rules import COMPUTE, Plan
-from acmix.targets.formats.tflite_quant_values import Watch, moving, observed, recognise
+from acmix.targets.formats.tflite_quant_values import Watch, activated, moving, observed, recognise
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.grid import integers
 from acmix.toolkit.pairs import are_own, check_untouched
@@ -83,7 +83,7 @@ def quantize(content: bytes, job: LoweringJob, watch: Watch, program: ProgramGra
         raise UsageError(f"recipe {job.recipe.name!r} needs ranges, and there are none.\nGive --calibration photos/.")
     graph = read_graph(content)
     values = next(watch.run([ranges.sample], moving(graph)))
-    nodes = recognise(values, ranges)
+    nodes = activated(graph, program, recognise(values, ranges))
     kept, lost = _kept_operators(graph, program, nodes, job.kept_float)
     chosen = tflite_quant_rules.plan(graph, kept)
     if not chosen.operators:

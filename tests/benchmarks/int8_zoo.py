@@ -1,13 +1,14 @@
 """Four networks as int8 on every target: against eager, and against the simulation of their own integers.
 
-python tests/benchmarks/int8_zoo.py --data PHOTOS [--model lsnet_t,...] [--count 16] [--json FILE] [--out FOLDER]
+python tests/benchmarks/int8_zoo.py --data PHOTOS [--model lsnet_t,...] [--target onnx,...] [--precision w8a8,mixed]
+    [--count 16] [--judges 100] [--max-drop 5] [--json FILE] [--out FOLDER]
 
 Weights by the rule of coreml_zoo.py, the same for all: the network's own initialisation under seed 0, and every
 residual branch ends at a quarter of its size. Photos whose class index mod 20 is 0 calibrate, the first `--count` of
-them spread evenly. A network that some target fails as w8a8 is exported to it as mixed too: other photos judge, by
-their agreement with the float network, of which --max-drop points may be lost. Columns: the worst of eight photos
-against eager and what was asked; the worst of these photos and the seven probes against the simulation, and what was
-asked. `equal`: every output to the last bit. What FILE already holds is not measured again.
+them spread evenly. A network that some target fails as w8a8 is exported to it as mixed too: --judges other photos
+judge, by their agreement with the float network, of which --max-drop points may be lost. Columns: the worst of eight
+photos against eager and what was asked; the worst of these photos and the seven probes against the simulation, and
+what was asked. `equal`: every output to the last bit. What FILE already holds is not measured again.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from rich.table import Table
 
 from acmix.apps.requests import ExportFlags, export_request
 from acmix.apps.tables import snr
+from acmix.calibration.ladder import MixedCalibrator
 from acmix.toolkit import pipeline
 from acmix.toolkit.capture import Network
 from acmix.toolkit.errors import AcmixError
@@ -61,6 +63,8 @@ class Row:
 def exported(network: Network, flags: ExportFlags) -> list[Row]:
     """One precision of one network to some targets, its weights as they are."""
     request = export_request(flags, {})
+    if isinstance(request.calibrator, MixedCalibrator):  # no latencies of rungs: each costs a conversion
+        request = dataclasses.replace(request, calibrator=dataclasses.replace(request.calibrator, timer=None))
     spec = dataclasses.replace(request.source.spec, build=lambda: network.module, weights=None)
     source = dataclasses.replace(request.source, kind="module", spec=spec)
     try:
@@ -106,6 +110,8 @@ def main() -> None:
     parser.add_argument("--target", default="onnx,executorch,tflite,coreml")
     parser.add_argument("--count", type=int, default=16)
     parser.add_argument("--max-drop", type=float, default=5.0)
+    parser.add_argument("--precision", default="w8a8,mixed")
+    parser.add_argument("--judges", type=int, default=100)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--out", type=Path)
     flags = parser.parse_args()
@@ -117,7 +123,7 @@ def main() -> None:
         for photos in (calibrate, evaluate):  # weights that were not trained have no right classes
             (photos / "labels.csv").unlink()
         for model in flags.model.split(","):
-            for precision in ("w8a8", "mixed"):
+            for precision in flags.precision.split(","):
                 wanted = left(rows, model, flags.target.split(","), precision)
                 if not wanted:
                     continue
@@ -125,9 +131,9 @@ def main() -> None:
                 asked = ExportFlags(
                     model=model, target=",".join(wanted), precision=precision, calibration=str(calibrate),
                     calibration_count=flags.count, out=flags.out or folder / "out", overwrite=True,
-                    data=evaluate if precision == "mixed" else None, data_count=100 if precision == "mixed" else None,
-                    max_drop=flags.max_drop if precision == "mixed" else None,
                 )  # fmt: skip
+                if precision == "mixed":
+                    asked = dataclasses.replace(asked, data=evaluate, data_count=flags.judges, max_drop=flags.max_drop)
                 rows += exported(network_of(model), asked)
                 print(f"{model} {precision}: {time.perf_counter() - begin:.0f} s", flush=True)
                 if flags.json:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from acmix.calibration import steadiness
 from acmix.calibration.ladder import MixedCalibrator, fewest, require_disjoint
 from acmix.calibration.tradeoff import Rung
 from acmix.toolkit import catalog
 from acmix.toolkit.errors import GateError, UsageError
 from acmix.toolkit.program import copy_program, quiet
-from acmix.toolkit.quantized import quantize_program, simulate
+from acmix.toolkit.quantized import Calibrated, quantize_program, simulate
 from acmix.toolkit.samples import digest_of
 from acmix.toolkit.target import Array
 
@@ -186,6 +187,69 @@ def test_a_budget_that_cannot_be_met_says_the_best_that_was_reached() -> None:
         calibrator(captured(net), RECIPE)
     assert calibrator.plan is None
     assert all(rung.int8_macs_share >= 0.5 for rung in seen)
+
+
+class Residual(nn.Module):
+    """A softmax, then sums that carry what it gives: nothing that costs accuracy, but each runtime's own softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.enter, self.head = nn.Conv2d(3, 16, 3, 1, 1), nn.Conv2d(16, 16, 1), nn.Linear(16, 6)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, 1, 1)) for _ in range(3)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(self.stem(x).softmax(1))
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.fixture
+def rough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float operators stray by a thousandth: with 12 x 12 pixels a millionth would meet no rounding edge."""
+    monkeypatch.setattr(steadiness, "STRAY", 1e-3)
+
+
+def steadied(snr_db: float) -> tuple[MixedCalibrator, list[Rung], Calibrated]:
+    """The ladder on Residual, any accuracy allowed, asking so much of what a rung keeps of itself."""
+    assert RECIPE.conversion is not None
+    recipe = replace(RECIPE, conversion=replace(RECIPE.conversion, snr_db=snr_db))
+    calibrator, seen = climbed(Residual(), 100.0, labelled=False)
+    return calibrator, seen, calibrator(captured(Residual()), recipe)
+
+
+@pytest.mark.usefixtures("rough")
+def test_a_steady_rung_within_the_budget_ends_the_ladder() -> None:
+    calibrator, seen, made = steadied(20.0)
+    assert calibrator.plan is not None
+    assert [rung.name for rung in seen] == ["w8a8"]
+    assert seen[0].steady_db is not None and seen[0].steady_db >= 20.0
+    assert made.kept == ()
+
+
+@pytest.mark.usefixtures("rough")
+def test_where_runtimes_would_differ_modules_become_float() -> None:
+    calibrator, seen, made = steadied(50.0)
+    plan = calibrator.plan
+    assert plan is not None
+    assert seen[0].steady_db is not None and seen[0].steady_db < 50.0
+    assert plan.kept == plan.tradeoff.best.kept != ()
+    assert plan.tradeoff.best.steady_db is not None and plan.tradeoff.best.steady_db >= 50.0
+    assert all(rung.steady_db < 50.0 for rung in seen if len(rung.kept) < len(plan.kept) and rung.steady_db is not None)
+    assert any(f"kept float: {', '.join(plan.kept)}" in repair for repair in made.repairs)
+
+
+@pytest.mark.usefixtures("rough")
+def test_where_no_rung_is_steady_the_first_within_the_budget_is_taken_and_says_so() -> None:
+    calibrator, seen, made = steadied(299.0)
+    assert calibrator.plan is not None
+    assert len(seen) > 2
+    assert calibrator.plan.tradeoff.chosen == 0
+    assert made.kept == ()
+    assert any("no rung within the budget keeps 299: runtimes will differ" in repair for repair in made.repairs)
 
 
 def test_outputs_that_are_no_scores_are_refused() -> None:

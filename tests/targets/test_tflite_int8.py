@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ai_edge_litert import schema_py_generated as schema
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 
 from acmix.targets.formats import tflite_flatbuffer, tflite_quant_rules, tflite_quantization
 from acmix.targets.formats.tflite_placement import Graph, read_graph
-from acmix.targets.formats.tflite_quant_values import Watch, read_samples, recognise
+from acmix.targets.formats.tflite_quant_values import Watch, activated, read_samples, recognise
 from acmix.targets.tflite import TARGET, TFLiteOptions
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.quantize import graph_module
@@ -309,6 +310,33 @@ def test_a_tensor_is_recognised_in_another_layout_and_not_by_its_size_alone() ->
     ranges = Ranges({}, prints, (one,), "minmax", "", 1, "")
     stored = {5: other.transpose(0, 2, 3, 1), 7: (one * (1 + 1e-6)).reshape(144), 9: one * 1.01, 11: one[:, :2]}
     assert recognise(stored, ranges) == {5: "other", 7: "one"}
+
+
+class Clipped(nn.Module):
+    """A layer with an activation behind it, and one without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(F.relu6(self.first(x)))
+
+
+def test_a_fused_activation_names_the_tensor_even_where_a_sample_shows_no_difference() -> None:
+    """What stays between 0 and 6 has one fingerprint before and after relu6, and two ranges over all samples."""
+    program = torch.export.export(Clipped().eval(), (torch.zeros(1, 3, 4, 4),))
+    operators = []
+    for output, fused in ((7, schema.ActivationFunctionType.RELU6), (9, schema.ActivationFunctionType.NONE)):
+        operator = schema.OperatorT()
+        operator.outputs, operator.builtinOptions = [output], schema.Conv2DOptionsT()
+        operator.builtinOptions.fusedActivationFunction = fused
+        operators.append(operator)
+    graph = Graph(("CONV_2D", "CONV_2D"), operators, (), frozenset())
+    nodes = {7: "conv2d", 9: "conv2d_1"}
+    assert activated(graph, graph_module(program).graph, nodes) == {7: "relu6", 9: "conv2d_1"}
+    operators[0].builtinOptions.fusedActivationFunction = schema.ActivationFunctionType.NONE
+    assert activated(graph, graph_module(program).graph, nodes) == nodes
 
 
 def test_weights_alone_are_exact_int8_and_stay_in_one_partition(blocks: Prepared, tmp_path: Path) -> None:

@@ -228,4 +228,4 @@ def test_a_target_says_whose_arithmetic_its_integers_have() -> None:
     known: dict[str, Callable[[], object]] = {
         name: catalog.load_target(name).int8_kernels for name in catalog.stems("targets")
     }
-    assert known == {"coreml": None, "executorch": "xnnpack", "onnx": "onnxruntime", "tflite": "xnnpack"}
+    assert known == {"coreml": "coreml", "executorch": "xnnpack", "onnx": "onnxruntime", "tflite": "xnnpack"}
