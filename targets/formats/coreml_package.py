@@ -177,7 +177,8 @@ def seal_weights(specification: Specification, package: Path) -> None:
 def write_specification(package: Path, specification: Specification) -> None:
     """Replace the package's specification, and what coremltools makes random or adds, by stable bytes.
 
-    Manifest.json names its items by identifiers that only have to differ: derived from the content here.
+    Manifest.json names its items by identifiers that only have to differ: derived from the content here, and written
+    as coremltools writes it again whenever it opens a package, so that to open one changes no byte.
     """
     data = specification.SerializeToString(deterministic=True)
     # coremltools leaves a file and a folder that their owner alone may read.
@@ -189,7 +190,6 @@ def write_specification(package: Path, specification: Specification) -> None:
     digest = hashlib.sha256(data).hexdigest()
     entries = manifest["itemInfoEntries"]
     renamed = {key: str(uuid.uuid5(uuid.NAMESPACE_OID, digest + item["path"])) for key, item in entries.items()}
-    by_path = sorted(entries, key=lambda key: entries[key]["path"])
-    manifest["itemInfoEntries"] = {renamed[key]: entries[key] for key in by_path}
+    manifest["itemInfoEntries"] = {renamed[key]: entry for key, entry in entries.items()}
     manifest["rootModelIdentifier"] = renamed[manifest["rootModelIdentifier"]]
-    (package / MANIFEST).write_text(json.dumps(manifest, indent=4) + "\n", "utf-8")
+    (package / MANIFEST).write_text(json.dumps(manifest, indent=4, sort_keys=True) + "\n", "utf-8")

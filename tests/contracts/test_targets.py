@@ -187,6 +187,8 @@ def test_joined_files_give_the_bits_of_each_alone_and_hold_equal_weights_once(
     file = tmp_path / f"model{target.suffix}"
     assert target.joining is not None
     target.joining.join(JoinRequest("tiny", str(file), tuple(joined)))
+    for artifact in made.values():
+        check_digests(artifact)
     size = sum(f.stat().st_size for f in (file, *file.rglob("*")) if f.is_file())
     assert size < sum(artifact.size_bytes for artifact in made.values()) + 0.2 * made["float32"].size_bytes
     reference = name not in RUNNABLE

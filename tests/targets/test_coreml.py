@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from acmix.targets.coreml import TARGET, CoreMLOptions, with_pixels
 from acmix.targets.formats import coreml_package
+from acmix.targets.formats.coreml_converter import coremltools
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.recipe import Precision, Recipe, Tolerance
 from acmix.toolkit.spec import Preprocess, TensorSpec
@@ -252,6 +253,12 @@ def test_another_process_writes_the_same_bytes(float32: Exported, tmp_path: Path
     subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": "7"})
     assert files_of(tmp_path / "model.mlpackage") == files_of(float32.package)
     assert float32.lowered.nondeterminism == ""
+
+
+def test_to_open_a_package_with_coremltools_changes_no_byte_of_it(float32: Exported, tmp_path: Path) -> None:
+    package = Path(shutil.copytree(float32.package, tmp_path / "model.mlpackage"))
+    coremltools().models.MLModel(str(package), skip_model_load=True)
+    assert files_of(package) == files_of(float32.package)
 
 
 def test_the_package_holds_three_readable_files_that_its_manifest_names(float32: Exported) -> None:
