@@ -17,7 +17,7 @@ from acmix.toolkit.device import Transport, printable
 from acmix.toolkit.devices._guard import guarded_folder
 from acmix.toolkit.errors import GateError, UsageError
 from acmix.toolkit.execute import Reference, compared, file_inputs
-from acmix.toolkit.joining import own_file
+from acmix.toolkit.joining import RUNNER, own_file
 from acmix.toolkit.measure import Timed
 from acmix.toolkit.profile import MOST_PHOTOS, interface_of
 from acmix.toolkit.reproof import judged, stored_references
@@ -89,7 +89,7 @@ def place(
     number: of the artifact. Each has a place of its own: the same model file may come with other probes.
     """
     below = f"models/{number}"
-    model = own_file(artifact, "a runner on a device")
+    model = own_file(artifact, RUNNER)
     file = transport.push(model, f"{below}/{model.name}")
     references = tuple(stored_references(artifact))
     interface, inputs, turns = interface_of(artifact), {}, []

@@ -109,7 +109,10 @@ class RemoteRunner:
 
     def kernels(self) -> Notes:
         """What a profiled file ran in all of its runs; asked once, after the last one."""
-        told = self._answer({"do": "kernels"}, RUN_TIMEOUT_S, NOTES_LIMIT_BYTES, _Profile)
+        try:
+            told = self._answer({"do": "kernels"}, RUN_TIMEOUT_S, NOTES_LIMIT_BYTES, _Profile)
+        except GateError as error:
+            raise GateError(f"{error}\nIf the profile is too long, profile fewer runs: --runs 20.") from error
         if (most := max(map(len, (told.kernels, *told.runs)))) > MOST_KERNELS:
             raise self._nonsense(f"{most} kernels")
         for place, ns in itertools.chain.from_iterable(told.runs):

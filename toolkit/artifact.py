@@ -182,7 +182,8 @@ class Artifact:
     def model_file(self) -> Path:
         """The file (or .mlpackage folder) that the runtime loads."""
         parts = Path(self.manifest.files[0].path).parts
-        return self.folder.parent / parts[1] if parts[0] == BESIDE else self.folder / parts[0]
+        # Resolved: the folder may be given as `.`, or as a link from elsewhere.
+        return (self.folder / BESIDE).resolve() / parts[1] if parts[0] == BESIDE else self.folder / parts[0]
 
     @property
     def function(self) -> Function | None:

@@ -8,6 +8,7 @@ so that this one needs no factor (its pass distributive_quantized_binary_op_scal
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ aten = torch.ops.aten
 SMALLEST, LARGEST = float(np.nextafter(np.float16(0), np.float16(1))), float(np.finfo(np.float16).max)
 """A ratio of scales outside leaves a sum as it is."""
 SIXTH = float(np.float32(1 / 6))
+ONE_THREAD = threading.Lock()
 """Of sigmoid_hard, in float32: coremltools leaves the factors of activations so."""
 
 
@@ -54,12 +56,14 @@ class HalfProgram(nn.Module):
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
     """Files are evaluated on one thread (acmix.toolkit.session), and sums of floats depend on how they are split."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    # Targets are exported side by side, and the number is the process's.
+    with ONE_THREAD:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def _normalise_sums(module: GraphModule) -> None:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from acmix.toolkit.artifact import Artifact
 
 
+RUNNER = "a runner on a device"
+"""What takes a file of one network only, as `own_file` says it."""
+
+
 @dataclass(frozen=True)
 class Function:
     """One function of a joined file, with the names of its inputs and outputs in the order of the network's own."""

@@ -189,8 +189,7 @@ def _builder(found: Any, reference: str) -> Callable[[], nn.Module]:
 
     def build() -> nn.Module:
         if isinstance(found, nn.Module):
-            # A build is changed in place, by weights and by folding: the user's own stays as it is.
-            return copy.deepcopy(found)
+            return _copied(found, reference)
         try:
             module = found()
         except Exception as error:
@@ -202,6 +201,17 @@ def _builder(found: Any, reference: str) -> Callable[[], nn.Module]:
         return module
 
     return build
+
+
+def _copied(module: nn.Module, reference: str) -> nn.Module:
+    """A build is changed in place, by weights and by folding: the user's own stays as it is."""
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:
+        raise UsageError(
+            f"{reference} is a network that cannot be copied: {type(error).__name__}: {error}\n"
+            "Name a function that makes it instead: --model file.py:make_net."
+        ) from error
 
 
 def _program_spec(path: Path) -> ModelSpec:

@@ -10,6 +10,7 @@ from acmix.apps.board.build import BUILDS, build_runner
 from acmix.toolkit.artifact import Artifact
 from acmix.toolkit.device import Device, Transport, printable
 from acmix.toolkit.errors import UsageError
+from acmix.toolkit.joining import RUNNER, own_file
 from acmix.toolkit.remote import RunnerBundle
 
 ASK_TIMEOUT_S = 60.0
@@ -50,6 +51,7 @@ def choose_runners(transport: Transport, artifacts: Sequence[Artifact], profiled
 
 def _refuse(artifact: Artifact, device: Device) -> None:
     """UsageError for a file that no device of this kind can run, whatever is installed."""
+    own_file(artifact, RUNNER)
     record = artifact.manifest.target
     if record.name == "executorch" and record.options.get("delegate", "xnnpack") != "xnnpack":
         raise UsageError(

@@ -126,6 +126,10 @@ const char* runtime_load(const char* file, int threads, int profiled) {
         return "ExecuTorch could not set the number of threads";
     std::unique_ptr<Tracer> made = profiled ? std::make_unique<Tracer>() : nullptr;
     tracer = made.get();
+    inputs.clear();
+    arguments.clear();
+    results.clear();
+    output_count = 0;
     module_ = std::make_unique<Module>(file, Module::LoadMode::Mmap, std::move(made));
     const Error error = module_->load_method("forward");
     if (error != Error::Ok) return failed("load the file (XNNPACK needs a readable /sys)", error);

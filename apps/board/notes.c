@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_KERNELS = 20000, MOST_NOTES = 1000000, MOST_NOTED_RUNS = 100000 };
+enum { MOST_KERNELS = 10000, MOST_NOTES = 1000000, MOST_NOTED_RUNS = 100000 };
 
 typedef struct {
     char *name;
@@ -46,7 +46,7 @@ static size_t find_kernel(const char *name, int delegated, long chain, long plac
 }
 
 const char *note_run(void) {
-    if (run_count == MOST_NOTED_RUNS) return sentence("a profile holds at most %d runs", MOST_NOTED_RUNS);
+    if (run_count == MOST_NOTED_RUNS) return sentence("a profile holds at most %d runs: profile fewer, --runs", MOST_NOTED_RUNS);
     const char *wrong = make_room((void **)&ends, run_count, sizeof *ends);
     if (wrong) return wrong;
     ends[run_count++] = note_count;
@@ -56,7 +56,7 @@ const char *note_run(void) {
 const char *note_kernel(const char *name, int delegated, long chain, long place, int64_t ns) {
     const char *wrong;
     if (!run_count) return "a kernel came before every run";
-    if (note_count == MOST_NOTES) return sentence("a profile holds at most %d kernels of all runs", MOST_NOTES);
+    if (note_count == MOST_NOTES) return sentence("a profile holds at most %d kernels of all runs: profile fewer runs, --runs", MOST_NOTES);
     size_t found = find_kernel(name, delegated, chain, place);
     if (found == kernel_count) {
         if (kernel_count == MOST_KERNELS) return sentence("a profile holds at most %d kernels", MOST_KERNELS);

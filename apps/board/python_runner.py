@@ -278,7 +278,7 @@ def serve(server: Server, commands: IO[bytes], answers: IO[bytes]) -> None:
         except Exception as error:
             # The runtime is foreign code: whatever it raises is the answer.
             answer = {"error": f"{type(error).__name__}: {error}"}
-        answers.write(json.dumps(answer).encode() + b"\n")
+        answers.write(json.dumps(answer, separators=(",", ":")).encode() + b"\n")
         answers.flush()
 
 

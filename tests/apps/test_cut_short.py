@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import pytest
 
+T = TypeVar("T")
 EXPORT = Path(sys.executable).parent / "acmix-export"
 
 
@@ -25,15 +28,25 @@ class Patience:
     """A wait that ends."""
 
     limit_s: float
-    begun: float = field(default_factory=time.monotonic)
 
-    def wait(self) -> None:
-        assert time.monotonic() - self.begun < self.limit_s, "waited in vain"
-        time.sleep(0.02)
+    def until(self, look: Callable[[], list[T]]) -> list[T]:
+        """What is found at last."""
+        end = time.monotonic() + self.limit_s
+        while not (found := look()):
+            assert time.monotonic() < end, "waited in vain"
+            time.sleep(0.02)
+        return found
+
+
+def is_converter(child: psutil.Process) -> bool:
+    try:
+        return "acmix.toolkit.lower" in child.cmdline()
+    except psutil.Error:
+        return False
 
 
 def test_a_full_disk_is_a_sentence(tiny: str, tmp_path: Path) -> None:
-    """A real one: a file system of one megabyte, where mounting is allowed."""
+    """A real one: a file system of 64 kilobytes, where mounting is allowed."""
     small = tmp_path / "small"
     small.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True)
@@ -52,18 +65,19 @@ def test_a_full_disk_is_a_sentence(tiny: str, tmp_path: Path) -> None:
 
 def test_an_interrupt_leaves_nothing_half_written(tiny: str, tmp_path: Path) -> None:
     process = psutil.Popen(command(tiny, tmp_path / "out"), stderr=subprocess.PIPE, text=True, process_group=0)
-    patience = Patience(60)
-    while not (converters := [c for c in process.children() if "acmix.toolkit.lower" in c.cmdline()]):
-        patience.wait()
-    # A converter that stands still: the interrupt meets an export in its middle, however slow this machine is.
-    converters[0].suspend()
-    while not list(tmp_path.glob("out/.*")):
-        patience.wait()
-    os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        (converter,) = Patience(120).until(lambda: [c for c in process.children() if is_converter(c)])
+        # It stands still: the interrupt meets an export in its middle, however slow this machine is.
+        converter.suspend()
+        Patience(120).until(lambda: list(tmp_path.glob("out/.*")))
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     assert process.returncode == 2
     assert "interrupted" in err
     assert "Traceback" not in err
     assert [p for p in tmp_path.glob("out/*") if p.suffix != ".log"] == []
     assert list(tmp_path.glob("out/.*")) == []
-    assert not converters[0].is_running()
+    assert not converter.is_running()

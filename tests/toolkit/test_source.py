@@ -103,3 +103,12 @@ def test_a_network_of_the_users_own_stays_as_it_is(tmp_path: Path) -> None:
     first, second = spec.build(), spec.build()
     nn.init.zeros_(first.weight)
     assert second.weight.abs().sum() > 0
+
+
+def test_a_network_that_cannot_be_copied_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "locked.py").write_text(
+        "import threading\nfrom torch import nn\nNET = nn.Linear(3, 2)\nNET.lock = threading.Lock()\n", encoding="utf-8"
+    )
+    source = find_model(f"{tmp_path / 'locked.py'}:NET", (parse_input("1x3"),))
+    with pytest.raises(UsageError, match=r"(?s)NET is a network that cannot be copied: TypeError.*function that makes"):
+        source.spec.build()

@@ -117,7 +117,8 @@ def _too_little(size: int, separate: int) -> str:
     saved = max(0.0, 1 - size / separate)
     return (
         f"the networks share next to nothing: one file of all would take {size:,} bytes, the separate ones "
-        f"{separate:,} ({saved:.1%} saved, less than {LEAST_SAVED:.0%})"
+        f"{separate:,} ({saved:.1%} saved, less than {LEAST_SAVED:.0%}); what is for newer systems because of "
+        "--shared-weights stays so: leave it out"
     )
 
 

@@ -22,31 +22,28 @@ class InferenceLayer(Protocol):
         """An equal module for inputs of this shape, which shares no parameter with this one."""
 
 
-def replace_layers(module: nn.Module, target: str, example_inputs: Sequence[Tensor]) -> nn.Module:
+def replace_layers(
+    module: nn.Module, target: str, example_inputs: Sequence[Tensor], computes: bool = True
+) -> nn.Module:
     """A copy of the module in which every InferenceLayer is in its inference form, the outermost where they nest.
 
-    The shapes that the layers get are found by one forward pass of another copy, at evaluation, which computes
-    nothing where the network allows that.  A layer that this pass does not reach stays as it is.  Raises UsageError
+    The shapes that the layers get are found by one forward pass of another copy, at evaluation.  A layer that this
+    pass does not reach stays as it is.  computes: whether that pass computes; without, it takes no time, and the
+    network's code may neither ask for a number nor keep a tensor in a class, a module or a cache.  Raises UsageError
     for a layer that gets two shapes in one pass.
     """
-    shapes = _input_shapes(module, example_inputs)
+    shapes = _input_shapes(copy.deepcopy(module), example_inputs, computes)
     prepared = copy.deepcopy(module)
     layers = {layer: shapes[name] for name, layer in prepared.named_modules() if name in shapes}
     return _replaced(prepared, target, layers, {})
 
 
-def _input_shapes(module: nn.Module, example_inputs: Sequence[Tensor]) -> dict[str, torch.Size]:
+def _input_shapes(module: nn.Module, example_inputs: Sequence[Tensor], computes: bool) -> dict[str, torch.Size]:
     """By the layers' names."""
-    try:
-        # A copy: a network may keep what its forward pass made, and here that is a shape without numbers.
-        probed = copy.deepcopy(module)
-        with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-            return _noted_shapes(probed, [fake.from_tensor(one) for one in example_inputs])
-    except UsageError:
-        raise
-    except Exception:
-        # One that asks for numbers, as in `if x.sum() > 0`, or calls what torch does not know by its shapes.
-        return _noted_shapes(copy.deepcopy(module), example_inputs)
+    if computes:
+        return _noted_shapes(module, example_inputs)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        return _noted_shapes(module, [fake.from_tensor(one) for one in example_inputs])
 
 
 def _noted_shapes(module: nn.Module, inputs: Sequence[Tensor]) -> dict[str, torch.Size]:

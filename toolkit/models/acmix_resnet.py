@@ -121,7 +121,7 @@ def for_inference(module: nn.Module, target: str, size: tuple[int, int] = (224, 
     """An equal network for one image of (height, width), every ACmix in its form for `target`."""
     weight = next(module.parameters())
     image = torch.zeros(1, 3, *size, dtype=weight.dtype, device=weight.device)
-    return replace_layers(module, target, (image,))
+    return replace_layers(module, target, (image,), computes=False)
 
 
 def _at_size(spec: ModelSpec, size: tuple[int, int]) -> ModelSpec:

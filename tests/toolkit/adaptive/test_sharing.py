@@ -195,6 +195,19 @@ def test_a_changed_and_an_exchanged_file_are_refused(spoiled: Path) -> None:
             reading()
 
 
+def test_its_file_is_found_from_within_and_through_a_link(
+    spoiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = spoiled / "net_32-tflite-float32"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "link").symlink_to(inner)
+    monkeypatch.chdir(inner)
+    for folder in (Path(), tmp_path / "elsewhere" / "link"):
+        artifact = open_artifact(folder)
+        check_digests(artifact)
+        assert artifact.model_file.samefile(spoiled / "model.tflite")
+
+
 def test_a_file_without_the_function_fails_with_the_networks_name(shared: AdaptiveArtifact) -> None:
     other = replace(shared.networks["small"].manifest, function="none")
     networks = {**shared.networks, "small": replace(shared.networks["small"], manifest=other)}
