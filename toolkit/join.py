@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ import msgspec
 from acmix.toolkit import catalog
 from acmix.toolkit.errors import AcmixError, GateError, UsageError
 from acmix.toolkit.joining import JoinRequest
-from acmix.toolkit.session import private_stdout
+from acmix.toolkit.session import answer_and_leave, in_one_line, private_stdout
 
 TIMEOUT_S = 600.0
 
@@ -67,10 +65,8 @@ def _answer(target: str, request: JoinRequest) -> _Answer:
     except AcmixError as error:
         return _Answer(error=str(error), refused=True)
     except Exception as error:
-        # Converters raise anything; the log has the traceback.
-        traceback.print_exc()
-        lines = str(error).strip().splitlines() or [""]
-        return _Answer(error=f"{type(error).__name__}: {lines[0][:300]}")
+        # Converters raise anything.
+        return _Answer(error=in_one_line(error))
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -78,12 +74,7 @@ def main(arguments: Sequence[str]) -> None:
     answers = private_stdout()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answer = _answer(arguments[0], msgspec.json.decode(sys.stdin.buffer.readline(), type=JoinRequest))
-    answers.write(msgspec.json.encode(answer) + b"\n")
-    answers.flush()
-    # Converters register exit handlers that take seconds and change nothing: leave at once.
-    with contextlib.suppress(OSError):
-        sys.stderr.flush()
-    os._exit(0)
+    answer_and_leave(answers, answer)
 
 
 if __name__ == "__main__":

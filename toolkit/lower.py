@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from acmix.toolkit import catalog
 from acmix.toolkit.errors import AcmixError, GateError, UsageError
 from acmix.toolkit.ranges import load_ranges
 from acmix.toolkit.recipe import Recipe
-from acmix.toolkit.session import private_stdout
+from acmix.toolkit.session import answer_and_leave, in_one_line, private_stdout
 from acmix.toolkit.spec import Preprocess, TensorSpec
 from acmix.toolkit.target import Lowered, LoweringJob
 
@@ -137,11 +136,8 @@ def _lower(target_name: str, request: LoweringRequest) -> LoweringAnswer:
     except AcmixError as error:
         return LoweringAnswer(error=str(error), refused=True)
     except Exception as error:
-        # Converters raise anything; the log has the traceback, the table its last line.
-        with contextlib.suppress(OSError):
-            traceback.print_exc()
-        lines = str(error).strip().splitlines() or [""]
-        return LoweringAnswer(error=f"{type(error).__name__}: {lines[0][:300]}")
+        # Converters raise anything.
+        return LoweringAnswer(error=in_one_line(error))
     return LoweringAnswer(lowered, seconds=time.perf_counter() - begin)
 
 
@@ -155,12 +151,7 @@ def main(arguments: Sequence[str]) -> None:
     if not line:
         return
     answer = _lower(target, msgspec.json.decode(line, type=LoweringRequest))
-    answers.write(msgspec.json.encode(answer) + b"\n")
-    answers.flush()
-    # Converters register exit handlers that take seconds and change nothing: leave at once.
-    with contextlib.suppress(OSError):
-        sys.stderr.flush()
-    os._exit(0)
+    answer_and_leave(answers, answer)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from acmix.toolkit.artifact import REFERENCE, Artifact, check_digests, executed_by
+from acmix.toolkit.artifact import REFERENCE, Artifact, check_digests, executed_by, probes_of
 from acmix.toolkit.crosscheck import cross_check
 from acmix.toolkit.execute import Reference, compare, read_references, snapped
 from acmix.toolkit.profile import interface_of
-from acmix.toolkit.samples import Probes
 from acmix.toolkit.session import SessionRequest, open_session
 from acmix.toolkit.target import ExecutedBy
 from acmix.toolkit.verify import Compared, Proof, SampleSet, prove, with_conversion
@@ -38,7 +37,7 @@ def reprove(artifact: Artifact, log: Path) -> Proof:
 
 def stored_references(artifact: Artifact) -> list[Reference]:
     """The probes and what is stored of them in the artifact."""
-    manifest, probes = artifact.manifest, _probes(artifact)
+    manifest, probes = artifact.manifest, probes_of(artifact)
     snap = manifest.preprocess if manifest.pixel_grid else None
     samples = ((name, snapped(sample, snap)) for name, sample in zip(probes.identifiers, probes, strict=True))
     return read_references(artifact.folder / REFERENCE, samples)
@@ -51,7 +50,7 @@ def judged(
 
     executed: by what the file was run, and why not by its runtime.
     """
-    manifest, probes = artifact.manifest, _probes(artifact)
+    manifest, probes = artifact.manifest, probes_of(artifact)
     sets = (SampleSet(probes.name, len(rows), probes.digest),)
     names = [spec.name for spec in manifest.outputs]
     classifies, runtime = manifest.model.classifies, manifest.target.name
@@ -60,9 +59,3 @@ def judged(
         proof = prove((), (), (), classifies, runtime, sets, executed)
         return with_conversion(proof, names, rows, manifest.quantization.conversion, classifies)
     return prove(names, rows, manifest.tolerances, classifies, runtime, sets, executed)
-
-
-def _probes(artifact: Artifact) -> Probes:
-    manifest = artifact.manifest
-    bounds = manifest.quantization.probe_bounds if manifest.quantization else ()
-    return Probes(manifest.inputs, manifest.seed, bounds=bounds)

@@ -14,11 +14,12 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import msgspec
 
@@ -256,6 +257,24 @@ def private_stdout() -> IO[bytes]:
     stream = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return stream
+
+
+def answer_and_leave(answers: IO[bytes], answer: object) -> NoReturn:
+    """The end of a converter's child: its one answer, and out."""
+    answers.write(msgspec.json.encode(answer) + b"\n")
+    answers.flush()
+    # Converters register exit handlers that take seconds and change nothing: leave at once.
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
+    os._exit(0)
+
+
+def in_one_line(error: Exception) -> str:
+    """What a converter raised, for an answer; the log has the traceback. To be called where it was caught."""
+    with contextlib.suppress(OSError):
+        traceback.print_exc()
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}"
 
 
 def main(arguments: Sequence[str]) -> None:
