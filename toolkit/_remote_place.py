@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -65,7 +65,7 @@ def send_and_prove(
         check_digests(artifact)
     report(f"{transport.device.name}: sending")
     bundles = {bundle.name: bundle for _, bundle in artifacts}
-    folders = {name: transport.push(bundle.folder, f"runners/{name}") for name, bundle in bundles.items()}
+    folders = {name: transport.push(bundle.folder, f"runners/{name}", keep=True) for name, bundle in bundles.items()}
     placed = [
         place(transport, artifact, bundle, folders[bundle.name], number, photos[number] if photos else None)
         for number, (artifact, bundle) in enumerate(artifacts)
@@ -90,20 +90,24 @@ def place(
     """
     below = f"models/{number}"
     model = own_file(artifact, RUNNER)
-    file = transport.push(model, f"{below}/{model.name}")
-    references = tuple(stored_references(artifact))
-    interface, inputs, turns = interface_of(artifact), {}, []
+    file = transport.push(model, f"{below}/{model.name}", keep=True)
+    references, interface = tuple(stored_references(artifact)), interface_of(artifact)
+    probes = {one.identifier: file_inputs(one.inputs, interface) for one in references}
+    inputs = _push_inputs(transport, f"{below}/inputs", probes.items(), keep=True)
+    # A user's photos do not stay there.
+    fed = ((f"photo-{i}", file_inputs(each, interface)) for i, each in enumerate(islice(photos or (), MOST_PHOTOS)))
+    turns = tuple(_push_inputs(transport, f"{below}/photos", fed, keep=False).values()) if photos is not None else ()
+    return Placed(artifact, bundle, folder, file, references, inputs, turns or (inputs[TIMED_PROBE],))
+
+
+def _push_inputs(
+    transport: Transport, name: str, fed: Iterable[tuple[str, Sequence[Array]]], keep: bool
+) -> dict[str, tuple[str, ...]]:
+    """Inputs by their stems, pushed under `name`; the paths there."""
     with guarded_folder("acmix-inputs-") as here:
-        for reference in references:
-            inputs[reference.identifier] = write_inputs(
-                here, reference.identifier, file_inputs(reference.inputs, interface)
-            )
-        for turn, sample in enumerate(islice(photos or (), MOST_PHOTOS)):
-            turns.append(write_inputs(here, f"photo-{turn}", file_inputs(sample, interface)))
-        there = transport.push(here, f"{below}/inputs")
-    paths = {identifier: tuple(f"{there}/{name}" for name in names) for identifier, names in inputs.items()}
-    fed = tuple(tuple(f"{there}/{name}" for name in names) for names in turns)
-    return Placed(artifact, bundle, folder, file, references, paths, fed or (paths[TIMED_PROBE],))
+        names = {stem: write_inputs(here, stem, arrays) for stem, arrays in fed}
+        there = transport.push(here, name, keep)
+    return {stem: tuple(f"{there}/{each}" for each in files) for stem, files in names.items()}
 
 
 def write_inputs(folder: Path, stem: str, arrays: Sequence[Array]) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ def outputs_on_device(
     transport: Transport, artifact: Artifact, bundle: RunnerBundle, threads: int = 1
 ) -> dict[str, list[Array]]:
     """What a file gives on a device on each of its probes, by probe, in the file's own layout; not judged."""
-    folder = transport.push(bundle.folder, f"runners/{bundle.name}")
+    folder = transport.push(bundle.folder, f"runners/{bundle.name}", keep=True)
     placed = place(transport, artifact, bundle, folder, 0)
     return run_probes(transport, placed, threads)
 

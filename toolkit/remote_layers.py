@@ -129,10 +129,10 @@ def _floors(
         except (UsageError, GateError) as error:
             remarks.append(f"{target} has no compute floor: {str(error).splitlines()[0]}")
             continue
-        file = transport.push(floor.file, f"floors/{target}/{floor.file.name}")
+        file = transport.push(floor.file, f"floors/{target}/{floor.file.name}", keep=True)
         with guarded_folder("acmix-inputs-") as here:
             names = write_inputs(here, "noise", floor.inputs)
-            there = transport.push(here, f"floors/{target}/inputs")
+            there = transport.push(here, f"floors/{target}/inputs", keep=True)
         bundle, folder = first[target].bundle, first[target].folder
         # Its outputs stay there: nobody asks for them.
         runner = stack.enter_context(start_runner(transport, bundle, folder, ()))
