@@ -15,7 +15,7 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from acmix.toolkit.device import LineStream, Transport, printable
+from acmix.toolkit.device import LineStream, LongLineError, Transport, printable
 from acmix.toolkit.errors import GateError
 from acmix.toolkit.kernels import Noted, Notes
 from acmix.toolkit.measure import Timed
@@ -111,8 +111,8 @@ class RemoteRunner:
         """What a profiled file ran in all of its runs; asked once, after the last one."""
         try:
             told = self._answer({"do": "kernels"}, RUN_TIMEOUT_S, NOTES_LIMIT_BYTES, _Profile)
-        except GateError as error:
-            raise GateError(f"{error}\nIf the profile is too long, profile fewer runs: --runs 20.") from error
+        except LongLineError as error:
+            raise GateError(f"{error}\nThe profile is too long: profile fewer runs, --runs 20.") from error
         if (most := max(map(len, (told.kernels, *told.runs)))) > MOST_KERNELS:
             raise self._nonsense(f"{most} kernels")
         for place, ns in itertools.chain.from_iterable(told.runs):

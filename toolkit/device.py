@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from acmix.toolkit.errors import GateError
+
 TransportName = Literal["local", "adb", "ssh", "ios"]
 Availability = Literal["ready", "offline", "unauthorized", "not paired", "absent"]
 
@@ -63,6 +65,10 @@ class Completed:
     stderr: bytes
 
 
+class LongLineError(GateError):
+    """The other side sent a line longer than it may be."""
+
+
 class LineStream(Protocol):
     """A running command on the device, spoken to in lines."""
 
@@ -70,7 +76,7 @@ class LineStream(Protocol):
         """Send all of it; GateError when the other side is gone or does not read."""
 
     def readline(self, timeout_s: float, limit_bytes: int) -> bytes:
-        """One line with its newline. GateError: the command ended, nothing came in time, the line is too long."""
+        """One line with its newline. GateError: the command ended, nothing came in time; LongLineError: too long."""
 
 
 class Transport(Protocol):

@@ -159,9 +159,17 @@ def test_notes_that_are_nonsense_are_refused(host: Transport, tmp_path: Path, li
 def test_megabytes_of_notes_are_cut(host: Transport, tmp_path: Path) -> None:
     with (
         answering(host, tmp_path, told(runs=[[[0, 1]] * 3_000_000])) as runner,
-        pytest.raises(GateError, match="a line of more than 16777216 bytes"),
+        pytest.raises(
+            GateError, match=r"a line of more than 16777216 bytes\nThe profile is too long: profile fewer runs"
+        ),
     ):
         runner.kernels()
+
+
+def test_another_failure_gives_no_advice_about_long_profiles(host: Transport, tmp_path: Path) -> None:
+    with answering(host, tmp_path, '{"error":"out of memory"}') as runner, pytest.raises(GateError) as caught:
+        runner.kernels()
+    assert str(caught.value) == "box: the runner could not kernels: out of memory"
 
 
 def test_the_words_of_notes_can_be_shown(host: Transport, tmp_path: Path) -> None:

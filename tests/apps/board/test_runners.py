@@ -21,7 +21,7 @@ import pytest
 
 from acmix.apps.board.build import BUILDS, COMMON, SOURCES
 from acmix.apps.board.choose import PYTHON_RUNNER
-from acmix.apps.board.python_runner import results_of
+from acmix.apps.board.onnx_profile import results_of
 from acmix.toolkit.artifact import Artifact
 from acmix.toolkit.execute import file_inputs
 from acmix.toolkit.kernels import Notes
