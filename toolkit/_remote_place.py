@@ -12,13 +12,15 @@ import numpy as np
 
 from acmix.toolkit._remote_runner import RemoteRunner, RunnerBundle, start_runner
 from acmix.toolkit.artifact import Artifact, check_digests
-from acmix.toolkit.conditions import Identity, State
+from acmix.toolkit.conditions import Conditions, Gate, Identity, State
 from acmix.toolkit.device import Transport, printable
 from acmix.toolkit.devices._guard import guarded_folder
 from acmix.toolkit.errors import GateError, UsageError
 from acmix.toolkit.execute import Reference, compared, file_inputs
 from acmix.toolkit.joining import RUNNER, own_file
+from acmix.toolkit.journal import Journal
 from acmix.toolkit.measure import Timed
+from acmix.toolkit.measurement import Header, Subject
 from acmix.toolkit.profile import MOST_PHOTOS, interface_of
 from acmix.toolkit.reproof import judged, stored_references
 from acmix.toolkit.samples import Samples
@@ -190,3 +192,34 @@ def described(transport: Transport, placed: Sequence[Placed], identity: Identity
         "system": printable(identity.system or ""),
         "runtime": "; ".join(dict.fromkeys(each.bundle.runtime for each in placed)),
     }
+
+
+def conditions_of(
+    transport: Transport, placed: Sequence[Placed], threads: int, identity: Identity, state: State, gate: Gate
+) -> Conditions:
+    """What is known before the first run. state: a reading of now."""
+    cores = transport.device.cores
+    return Conditions(threads, cores, _governor(state, cores), described(transport, placed, identity), identity, gate)
+
+
+def _governor(state: State, cores: Sequence[int]) -> str:
+    """Of the processors that are used, of all when the system chooses; 'unknown' where none is told."""
+    clocks = [c for c in state.clocks or () if not cores or set(c.cpus) & set(cores)]
+    names = dict.fromkeys(printable(c.governor, 40) for c in clocks if c.governor)
+    return ", ".join(names) or "unknown"
+
+
+def subject_of(placed: Placed) -> Subject:
+    """What is measured of an artifact."""
+    m = placed.artifact.manifest
+    return Subject(placed.artifact.name, m.target.name, m.recipe.name, m.files[0].sha256)
+
+
+def opened_journal(stack: contextlib.ExitStack, file: Path | None, header: Header) -> Journal | None:
+    """A new journal that the stack closes."""
+    if file is None:
+        return None
+    journal = Journal(file)
+    stack.callback(journal.close)
+    journal.write(header)
+    return journal
