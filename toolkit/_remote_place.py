@@ -31,6 +31,8 @@ from acmix.toolkit.verify import Proof
 TIMED_PROBE = "noise"
 MOST_THREADS = 256
 EMULATED_WARM_UP_S = 0.5
+COUNTED_RUNS = 3
+FLAG = "counts_instructions"
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,28 @@ def run_probes(transport: Transport, placed: Placed, threads: int) -> dict[str, 
     with placed.start(transport) as runner:
         runner.load(placed.file, threads)
         return {identifier: runner.run(files)[1] for identifier, files in placed.inputs.items()}
+
+
+def count_instructions(
+    transport: Transport, placed: Sequence[Placed], identity: Identity, threads: int
+) -> dict[int, tuple[int, ...]]:
+    """What an inference of each takes, by place; GateError where the device cannot count, or is a real one."""
+    name = transport.device.name
+    if not identity.emulation:
+        raise GateError(f"{name} is no emulated device: it has a latency.\nTake {FLAG} out of {name}.toml.")
+    if threads != 1:
+        raise GateError(f"{name}: instructions of one thread are counted, {threads} were asked.\nUse --threads 1.")
+    found = {}
+    for number, each in enumerate(placed):
+        with each.start(transport) as runner:
+            runner.load(each.file, threads)
+            runner.run(each.turns[0])
+            try:
+                found[number] = runner.count(COUNTED_RUNS)
+            except GateError as error:
+                cure = f"Boot qemu-system with -icount shift=1, or take {FLAG} out of {name}.toml."
+                raise GateError(f"{error}\n{cure}") from error
+    return found
 
 
 def _prove(transport: Transport, placed: Placed, threads: int) -> Proof:

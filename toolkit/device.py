@@ -30,6 +30,7 @@ class Device:
     cores: the processors to pin a runner to; () leaves it to the system.
     work_folder: on the device, made and removed by acmix; '' takes the transport's own.
     cache_mb: the most that the device keeps of what was pushed, for the next call; 0 keeps nothing.
+    counts_instructions: an emulated machine whose processor counts the instructions of an inference.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Device:
     work_folder: str = ""
     description: str = ""
     cache_mb: int = 256
+    counts_instructions: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from acmix.toolkit._remote_place import (
     Placed,
     RemoteLane,
     conditions_of,
+    count_instructions,
     opened_journal,
     place,
     reader,
@@ -86,7 +87,11 @@ def _measure(
         request = replace(request, warm_up_limit_s=min(request.warm_up_limit_s, EMULATED_WARM_UP_S))
     gate = wait_until_ready(lambda: read(False), request.wait_s, lambda said: report(f"{name}: {said}"))
     conditions = conditions_of(transport, placed, request.threads, identity, read(False), gate)
-    header = Header(tuple(map(subject_of, placed)), request.plan, fed, conditions)
+    counted = (
+        count_instructions(transport, placed, identity, request.threads) if transport.device.counts_instructions else {}
+    )
+    subjects = [replace(subject_of(each), instructions=counted.get(number, ())) for number, each in enumerate(placed)]
+    header = Header(tuple(subjects), request.plan, fed, conditions)
     with contextlib.ExitStack() as stack:
         recorder = Recorder(len(placed), opened_journal(stack, journal, header))
         told = Watch(read, lambda said: report(f"{name}: {said}"))

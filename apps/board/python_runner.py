@@ -151,6 +151,8 @@ class Server:
             if command.get("inputs"):
                 self.set_inputs(command["inputs"], verb)
             return {"latency_ns": [self.once() for _ in range(self.counted(int(command["count"])))]}
+        if verb == "count":
+            raise ValueError("only the native runners count instructions")
         raise ValueError(f"there is no {verb}; a runner can load, run and time, and tell kernels")
 
     def load(self, file: str, threads: int, profiled: bool) -> Dict[str, Any]:  # noqa: UP006

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acmix.toolkit.device import Device
@@ -35,6 +35,7 @@ def test_what_is_written_is_read_again(project: Path) -> None:
     assert load_device("rpi_5") == device
 
 
+@settings(deadline=None)
 @given(st.text().filter(str.isprintable))
 def test_every_printable_description_is_valid_toml(description: str) -> None:
     import tempfile
