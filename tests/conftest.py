@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,9 +14,6 @@ from xdist.scheduler import LoadScopeScheduling
 from acmix.apps.requests import ExportFlags, export_request
 from acmix.toolkit import catalog, pipeline
 from acmix.toolkit.artifact import Artifact, open_artifact
-
-# Before torch loads: OpenMP threads that spin while they wait starve the runtimes under test.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).parent.parent
 TINY = f"{ROOT / 'tests' / 'tiny_net.py'}:make_net"
