@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -23,7 +24,7 @@ from acmix.toolkit.adaptive.observe import every_stage
 from acmix.toolkit.adaptive.photos import SeededPhotos
 from acmix.toolkit.adaptive.proof import margins
 from acmix.toolkit.adaptive.runner import eager_model, load_adaptive, load_single, without_exits
-from acmix.toolkit.adaptive.spec import AdaptiveSpec
+from acmix.toolkit.adaptive.spec import AdaptiveSpec, Crop, Run, Step
 from acmix.toolkit.adaptive.unrolled import OWN_WEIGHTS, join_origins, unrolled
 from acmix.toolkit.artifact import Artifact, WeightsOrigin
 from acmix.toolkit.conditioning import attainable
@@ -89,6 +90,25 @@ def test_the_one_graph_is_the_published_form_in_float64(tiny_spec: AdaptiveSpec)
     prepared = prepare(network.module, source.spec, catalog.stems("targets"))
     assert all(form.error_float64 is not None and form.error_float64 < 1e-12 for form in prepared.values())
     assert type(network.module) is Unrolled
+
+
+def test_networks_and_patches_may_be_called_like_attributes_of_torchs_own(tiny_spec: AdaptiveSpec) -> None:
+    other = {"policy": "type", "focus": "keys", "glance": "type_", "patch": "training"}
+
+    def renamed(step: Step) -> Step:
+        if isinstance(step, Run):
+            takes = tuple(other.get(name, name) for name in step.takes)
+            return msgspec.structs.replace(step, network=other.get(step.network, step.network), takes=takes)
+        return msgspec.structs.replace(step, gives="training") if isinstance(step, Crop) else step
+
+    stages = tuple(msgspec.structs.replace(s, steps=tuple(map(renamed, s.steps))) for s in tiny_spec.stages)
+    networks = {other.get(name, name): source for name, source in tiny_spec.networks.items()}
+    source = unrolled(replace(tiny_spec, stages=stages, networks=networks))
+    network, plain = (capture.build(one, "random", 7) for one in (source, unrolled(tiny_spec)))
+    prepared = prepare(network.module, source.spec, ["tflite"])
+    assert prepared["tflite"].error_float64 is not None and prepared["tflite"].error_float64 < 1e-12
+    image = image_of(next(iter(SeededPhotos(1, 3))), tiny_spec)
+    assert all(np.array_equal(a, b) for a, b in zip(network([image]), plain([image]), strict=True))
 
 
 def test_the_saved_file_agrees_with_eager_at_every_exit(tiny_unrolled: Artifact) -> None:
