@@ -18,7 +18,7 @@ from acmix.apps import adaptive
 from acmix.apps.adaptive_flags import unrolled_flags
 from acmix.apps.adaptive_tables import summary
 from acmix.apps.requests import ExportFlags
-from acmix.calibration.exits import parse_aim
+from acmix.calibration.aims import parse_aim
 from acmix.targets.formats import tflite_flatbuffer
 from acmix.toolkit import catalog
 from acmix.toolkit.adaptive.artifact import AdaptiveArtifact, open_adaptive
