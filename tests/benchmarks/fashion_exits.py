@@ -1,6 +1,6 @@
 """A small MSDNet of a user's own: its mean latency at the exits that calibration chose, against running all of it.
 
-python tests/benchmarks/fashion_exits.py [--out FOLDER] [--exits accuracy=0.1] [--rounds 1] [--picture curve.png]
+python tests/benchmarks/fashion_exits.py [--out FOLDER] [--exits surely=0.5] [--rounds 1] [--picture curve.png]
 
 Needs dataset-fashion-mnist (tests/install_data.sh). Trains once (a minute), exports to TFLite, chooses exits on 2000
 photos that training did not see, and measures on the other 8000, one thread: with the exits and with all stages, in
@@ -57,7 +57,7 @@ def main() -> None:
     """The program: the curve, a table, one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/fashion"))
-    parser.add_argument("--exits", default="accuracy=0.1")
+    parser.add_argument("--exits", default="surely=0.5")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
