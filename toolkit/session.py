@@ -33,6 +33,7 @@ from acmix.toolkit.target import Array, Placement, Runner
 TIMEOUT_S = 600.0
 TELL_KERNELS = "time the kernels of"
 NAME_KERNELS = "name the kernels of"
+Cpus = tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class SessionRequest:
     target: str
     file: str
     threads: int = 1
-    cpus: tuple[int, ...] | None = None
+    cpus: Cpus = None
     reference: bool = False
     profiled: bool = False
     function: Function | None = None

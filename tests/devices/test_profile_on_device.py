@@ -26,7 +26,7 @@ from acmix.toolkit.errors import GateError, UsageError
 from acmix.toolkit.execute import file_inputs
 from acmix.toolkit.measurement import Measurement, read_measurement
 from acmix.toolkit.profile import ProfileRequest, interface_of
-from acmix.toolkit.session import SessionRequest, open_session
+from acmix.toolkit.session import open_session
 from acmix.toolkit.target import Array
 
 Exported = Callable[[str], dict[str, Artifact]]
@@ -62,7 +62,7 @@ def device(request: pytest.FixtureRequest) -> Device:
 
 def on_host(artifact: Artifact, references: Any, log: Path) -> dict[str, list[Array]]:
     """What the runtime of this machine gives on each probe."""
-    with open_session(SessionRequest(artifact.manifest.target.name, str(artifact.model_file)), log) as session:
+    with open_session(artifact.session(), log) as session:
         session.load()
         return {r.identifier: session.run(file_inputs(r.inputs, interface_of(artifact))) for r in references}
 
