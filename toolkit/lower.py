@@ -7,6 +7,7 @@ capture in the parent.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -141,12 +142,26 @@ def _lower(target_name: str, request: LoweringRequest) -> LoweringAnswer:
     return LoweringAnswer(lowered, seconds=time.perf_counter() - begin)
 
 
+@contextlib.contextmanager
+def _collecting_nothing() -> Iterator[None]:
+    """What an import makes stays: to look for garbage in it, then and at every later collection, takes a fifth of a
+    small network's lowering.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def main(arguments: Sequence[str]) -> None:
     """The child's program: the target's name; the request comes as one line of JSON on stdin."""
     answers = private_stdout()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     target = arguments[0]
-    catalog.load_target(target).preload()
+    with _collecting_nothing():
+        catalog.load_target(target).preload()
     line = sys.stdin.buffer.readline()
     if not line:
         return
