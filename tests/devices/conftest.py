@@ -290,14 +290,6 @@ def transport(connection: Transport) -> Iterator[Transport]:
 
 
 @pytest.fixture
-def remote(transport: Transport) -> Transport:
-    """Each transport that goes through a shell: all but this machine's own."""
-    if transport.device.transport == "local":
-        pytest.skip("this machine is reached without a shell")
-    return transport
-
-
-@pytest.fixture
 def private_adb_server(tmp_path: Path) -> Iterator[None]:
     """The real adb client with a server of its own, in this machine's network."""
     with private_adb(tmp_path):
