@@ -7,7 +7,6 @@ capture in the parent.
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import signal
 import subprocess
@@ -22,6 +21,7 @@ import msgspec
 
 from acmix.toolkit import catalog
 from acmix.toolkit.errors import AcmixError, GateError, UsageError
+from acmix.toolkit.imports import collecting_nothing
 from acmix.toolkit.ranges import load_ranges
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.session import answer_and_leave, in_one_line, private_stdout
@@ -142,25 +142,12 @@ def _lower(target_name: str, request: LoweringRequest) -> LoweringAnswer:
     return LoweringAnswer(lowered, seconds=time.perf_counter() - begin)
 
 
-@contextlib.contextmanager
-def _collecting_nothing() -> Iterator[None]:
-    """What an import makes stays: to look for garbage in it, then and at every later collection, takes a fifth of a
-    small network's lowering.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
 def main(arguments: Sequence[str]) -> None:
     """The child's program: the target's name; the request comes as one line of JSON on stdin."""
     answers = private_stdout()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     target = arguments[0]
-    with _collecting_nothing():
+    with collecting_nothing():
         catalog.load_target(target).preload()
     line = sys.stdin.buffer.readline()
     if not line:

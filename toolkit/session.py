@@ -26,6 +26,7 @@ import msgspec
 from acmix.toolkit import catalog
 from acmix.toolkit._session_messages import Answer, Command, receive_arrays, send
 from acmix.toolkit.errors import AcmixError, GateError, UsageError
+from acmix.toolkit.imports import collecting_nothing
 from acmix.toolkit.joining import Function, open_runners
 from acmix.toolkit.kernels import KernelTimes, Notes, Profiled
 from acmix.toolkit.target import Array, Placement, Runner
@@ -199,7 +200,8 @@ class _Child:
             return Answer(kernels=self.target.kernel_times(file, notes, command.count, command.runtime)), []
         if command.do == "load":
             if not self.request.reference:
-                self.target.preload_runtime()
+                with collecting_nothing():
+                    self.target.preload_runtime()
             begin = time.perf_counter_ns()
             self.runner = self._loaded(file)
             return Answer(latency_ns=(time.perf_counter_ns() - begin,), peak_memory_mb=peak_memory_mb()), []

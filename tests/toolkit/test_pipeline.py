@@ -64,10 +64,10 @@ def test_a_fallback_is_listed_with_its_reason_and_can_be_made_a_failure(tmp_path
 
 
 def test_exporting_twice_gives_the_same_bytes_or_a_reason(exported: Exported, tmp_path: Path) -> None:
-    first, second = exported("float32"), run(tmp_path, preprocess="imagenet")
-    assert first.keys() == second.keys()
-    for target, artifact in first.items():
-        again = second[target].artifact
+    """The converters of Core ML, TFLite and ONNX repeat richer networks in the tests of their targets."""
+    first = exported("float32")
+    for target, outcome in run(tmp_path, preprocess="imagenet", target="executorch,onnx").items():
+        artifact, again = first[target], outcome.artifact
         assert again is not None
         same = [f.sha256 for f in artifact.manifest.files] == [f.sha256 for f in again.manifest.files]
         assert same or artifact.manifest.target.nondeterminism
