@@ -172,7 +172,10 @@ def exits(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A folder of an adaptive model.")],
     photos: Annotated[Path, typer.Option("--photos", help="Photos to choose the thresholds on, labelled or not.")],
     aim: Annotated[
-        str, typer.Option("--exits", help="accuracy=POINTS, cost=MS, rates=0.6,0.4, geometric=ROW, thresholds=0.8")
+        str,
+        typer.Option(
+            "--exits", help="accuracy=POINTS, surely=POINTS, cost=MS, rates=0.6,0.4, geometric=ROW, thresholds=0.8"
+        ),
     ] = "accuracy=0.5",
     picture: Annotated[
         Path | None, typer.Option("--picture", help="Draw accuracy against mean cost: .png, .svg.")

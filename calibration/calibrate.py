@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 
 from acmix.calibration.bias import correct_bias
 from acmix.calibration.checks import sufficiency
-from acmix.calibration.collect import collect
+from acmix.calibration.collect import Observed, observe
 from acmix.calibration.equalize import channel_peaks, equalize
 from acmix.calibration.layers import layers
 from acmix.calibration.selection import CalibrationSamples
@@ -39,8 +39,9 @@ class SampleCalibrator:
     def __call__(self, program: ExportedProgram, recipe: Recipe, kept: Sequence[str] = ()) -> Calibrated:
         """Mend the weights as the recipe says, then find the ranges of what they give."""
         mended = mend(program, recipe, self.samples, kept)
-        ranges = collect(mended.program, self.samples, recipe.observer)
-        return Calibrated(mended.program, ranges, (*mended.repairs, *insufficient(mended.program, self.samples)))
+        observed = observe(mended.program, self.samples, (recipe.observer,))
+        ranges = observed.ranges(recipe.observer)
+        return Calibrated(mended.program, ranges, (*mended.repairs, *insufficient(observed)))
 
 
 def mend(program: ExportedProgram, recipe: Recipe, samples: Samples, kept: Collection[str] = ()) -> Mended:
@@ -69,10 +70,8 @@ def corrected(made: Mended, recipe: Recipe, samples: Samples, kept: Collection[s
     return Mended(program, (*made.repairs, f"bias correction of {len(corrections)} layers"))
 
 
-def insufficient(program: ExportedProgram, samples: CalibrationSamples) -> tuple[str, ...]:
+def insufficient(observed: Observed) -> tuple[str, ...]:
     """A sentence where the samples are too few: the extremes of their halves differ (docs/calibration.md)."""
-
-    def extremes(half: Samples) -> dict[str, tuple[float, float]]:
-        return {name: (r.low, r.high) for name, r in collect(program, half, "minmax").tensors.items()}
-
-    return tuple(f"calibration {samples.name}: {found.sentence}" for found in sufficiency(samples, extremes))
+    samples = observed.samples
+    findings = sufficiency(len(samples), observed.extremes_of)
+    return tuple(f"calibration {samples.name}: {found.sentence}" for found in findings)

@@ -12,14 +12,14 @@ from typing import Literal
 
 import numpy as np
 
-from acmix.calibration.selection import CalibrationSamples
 from acmix.calibration.statistics import ImageStatistics, SampleStatistics, describe
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.samples import Samples
 from acmix.toolkit.spec import Preprocess, TensorSpec
 
 Kind = Literal["single", "constant", "noise", "rough", "duplicates", "value_range", "insufficient", "leak"]
-RangesOf = Callable[[Samples], Mapping[str, tuple[float, float]]]
+RangesOf = Callable[[range], Mapping[str, tuple[float, float]]]
+"""Of the samples at these positions."""
 
 NOISE_CORRELATION, NOISE_SLOPE = 0.30, -0.75
 """Below this neighbour correlation and above this slope, an image is noise: photos reach 0.69 and -0.85."""
@@ -206,16 +206,15 @@ def compare_ranges(
     return HalvesAgreement(len(disagreements), median, clipped / len(disagreements), worst)
 
 
-def sufficiency(samples: CalibrationSamples, ranges: RangesOf) -> tuple[Finding, ...]:
+def sufficiency(count: int, ranges: RangesOf) -> tuple[Finding, ...]:
     """Whether the first half of the samples gives the ranges that the second half gives.
 
     Halves are cut in the samples' order, so that crops or frames of one scene do not stand on both sides.
     """
-    count = len(samples)
     if count < 2:
         return (Finding("insufficient", "warn", f"{count} sample cannot be halved to compare ranges.", {}),)
     half = count // 2
-    agreement = compare_ranges(ranges(samples.pick(range(half))), ranges(samples.pick(range(half, count))))
+    agreement = compare_ranges(ranges(range(half)), ranges(range(half, count)))
     figures = {
         "samples": count,
         "tensors": agreement.tensors,

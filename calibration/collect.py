@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,47 +23,65 @@ Watch = Callable[[str, Tensor], None]
 """watch(node, value): called with each floating tensor of the graph as it is computed."""
 
 
-def collect(
-    program: ExportedProgram, samples: Samples, observer: Observer = "mse", percentile: float = PERCENTILE
-) -> Ranges:
-    """The range of every floating tensor of the program, by the name of its node in `program.module().graph`.
+@dataclass
+class Observed:
+    """What every floating tensor of a program took on over samples, by the name of its node in `program.module()`.
 
-    Raises UsageError when there is no sample, when one does not fit the program, or when a value is not finite.
+    extremes: the least and the largest value on each sample, in the samples' order. first: the first sample.
     """
-    return collect_each(program, samples, (observer,), percentile)[observer]
 
-
-def collect_each(
-    program: ExportedProgram, samples: Samples, observers: Sequence[Observer], percentile: float = PERCENTILE
-) -> dict[Observer, Ranges]:
-    """The ranges that several observers find, in one pass over the samples: see `collect`."""
-    observed: dict[str, Observation] = {}
-    fingerprints: dict[str, Fingerprint] = {}
+    samples: Samples
+    observations: dict[str, Observation] = field(default_factory=dict)
+    extremes: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    fingerprints: dict[str, Fingerprint] = field(default_factory=dict)
     first: tuple[Array, ...] = ()
-    for number, (identifier, sample) in enumerate(each_sample(program, samples)):
 
-        def watch(node: str, value: Tensor, number: int = number, identifier: str = identifier) -> None:
-            check_finite(node, value, identifier)
-            if node not in observed:
-                observed[node] = start(observers)
-            observed[node].add(value)
-            if number == 0:
-                fingerprints[node] = fingerprint(value.detach().double().numpy())
-
-        first = sample if number == 0 else first
-        run_watched(program, sample, watch)
-    return {
-        observer: Ranges(
-            {node: found_range(one, observer, percentile) for node, one in observed.items()},
-            fingerprints,
-            first,
+    def ranges(self, observer: Observer, percentile: float = PERCENTILE) -> Ranges:
+        """The ranges that one of the observers finds that were asked for."""
+        samples = self.samples
+        return Ranges(
+            {node: found_range(one, observer, percentile) for node, one in self.observations.items()},
+            self.fingerprints,
+            self.first,
             observer,
             samples.name,
             len(samples),
             samples.digest,
         )
-        for observer in observers
-    }
+
+    def extremes_of(self, positions: Collection[int]) -> dict[str, tuple[float, float]]:
+        """The range of each tensor, 0 included, over some of the samples."""
+        found = {node: [ends[i] for i in positions] for node, ends in self.extremes.items()}
+        return {n: (min(0.0, *(low for low, _ in e)), max(0.0, *(high for _, high in e))) for n, e in found.items()}
+
+
+def collect(
+    program: ExportedProgram, samples: Samples, observer: Observer = "mse", percentile: float = PERCENTILE
+) -> Ranges:
+    """The range of every floating tensor of the program. Raises UsageError as `observe` does."""
+    return observe(program, samples, (observer,)).ranges(observer, percentile)
+
+
+def observe(program: ExportedProgram, samples: Samples, observers: Collection[Observer]) -> Observed:
+    """Run the program over the samples once, and keep what several observers need.
+
+    Raises UsageError when there is no sample, when one does not fit the program, or when a value is not finite.
+    """
+    made, run = Observed(samples), Watched(program)
+    for identifier, sample in each_sample(program, samples):
+        made.first = made.first or sample
+
+        def watch(node: str, value: Tensor, identifier: str = identifier) -> None:
+            ends = finite_extremes(node, value, identifier)
+            if node not in made.observations:
+                made.observations[node] = start(observers)
+                made.extremes[node] = []
+                made.fingerprints[node] = fingerprint(value.detach().double().numpy())
+            made.observations[node].add(value)
+            made.extremes[node].append(ends)
+
+        run.outputs(sample, watch)
+    return made
 
 
 def each_sample(program: ExportedProgram, samples: Samples) -> Iterator[tuple[str, tuple[Array, ...]]]:
@@ -94,29 +113,29 @@ def _described(types: Sequence[tuple[tuple[int, ...], str]]) -> str:
     return ", ".join(f"{'x'.join(map(str, shape))} of {dtype}" for shape, dtype in types) or "nothing"
 
 
-def check_finite(node: str, value: Tensor, identifier: str) -> None:
-    """Raise UsageError when a value is NaN or infinite: no range holds it."""
-    if value.numel() and not all(math.isfinite(float(end)) for end in torch.aminmax(value)):
+def finite_extremes(node: str, value: Tensor, identifier: str) -> tuple[float, float]:
+    """The least and the largest value, 0 of none. Raises UsageError for NaN and infinity: no range holds them."""
+    if not value.numel():
+        return 0.0, 0.0
+    low, high = (float(end) for end in torch.aminmax(value))
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise UsageError(
             f"{node} takes on NaN or infinity on sample {identifier}, which integers cannot express.\n"
             "Look at the sample and at the network's float32 outputs on it first."
         )
-
-
-def run_watched(program: ExportedProgram, sample: Sequence[Array], watch: Watch) -> list[Tensor]:
-    """Run one sample through `program.module()`, showing every floating tensor; the outputs, flattened."""
-    return Watched(program, watch).outputs(sample)
+    return low, high
 
 
 class Watched(fx.Interpreter):
-    """Runs the program's graph node by node; values are freed after their last use."""
+    """Runs the program's graph node by node, showing every floating tensor; values are freed after their last use."""
 
-    def __init__(self, program: ExportedProgram, watch: Watch) -> None:
+    def __init__(self, program: ExportedProgram) -> None:
         super().__init__(graph_module(program))
-        self.watch = watch
+        self.watch: Watch = lambda node, value: None
 
-    def outputs(self, sample: Sequence[Array]) -> list[Tensor]:
+    def outputs(self, sample: Sequence[Array], watch: Watch) -> list[Tensor]:
         """The outputs on one sample, flattened. The sample's own arrays stay as they are, whatever the graph does."""
+        self.watch = watch
         inputs = [torch.from_numpy(np.array(array)) for array in sample]
         with torch.no_grad():
             found = self.run(*inputs, enable_io_processing=False)

@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from acmix.calibration.collect import each_sample, run_watched
+from acmix.calibration.collect import Watched, each_sample
 from acmix.calibration.layers import ATEN, Layer, layers, read, write
 from acmix.toolkit.program import copy_program
 from acmix.toolkit.rewrites._calls import arguments
@@ -101,8 +101,9 @@ def channel_peaks(program: ExportedProgram, samples: Samples) -> dict[str, Array
             channels = value.abs().movedim(axes[node], 0).flatten(1).amax(1)
             found[node] = torch.maximum(found[node], channels) if node in found else channels
 
+    run = Watched(program)
     for _, sample in each_sample(program, samples):
-        run_watched(program, sample, watch)
+        run.outputs(sample, watch)
     return {node: np.asarray(value.double().numpy()) for node, value in found.items()}
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from torch.export import ExportedProgram
 
 from acmix.calibration.calibrate import Mended, corrected, equalized, insufficient
-from acmix.calibration.collect import collect, collect_each
+from acmix.calibration.collect import collect, observe
 from acmix.calibration.evaluation import Evaluation
 from acmix.calibration.leaks import leaks
 from acmix.calibration.plan import Plan, apply, in_words, nodes_of, steady_from
@@ -28,6 +28,7 @@ from acmix.toolkit.samples import Samples
 
 OTHER_OBSERVERS: tuple[Observer, ...] = ("minmax", "percentile")
 """Moving averages and entropy never did better than these: docs/quantization.md."""
+EXTREMES: tuple[Observer, ...] = ("minmax",)
 MOST_FLOAT = 0.5
 """Of multiply-accumulates: with more in float, the file is no int8 file any more."""
 SENSITIVITY_SAMPLES = 8
@@ -62,7 +63,7 @@ class MixedCalibrator:
                 self.plan = replace(self.plan, tradeoff=tradeoff)
         else:
             made = apply(self.plan, program, self.samples, kept)
-        remarks = insufficient(made.program, self.samples)
+        remarks = insufficient(observe(made.program, self.samples, EXTREMES))
         return replace(made, repairs=(*in_words(self.plan), *made.repairs, *remarks))
 
 
@@ -140,12 +141,14 @@ class Climb:
         begin = time.perf_counter()
         recipe, plain = self.recipe, Mended(self.program)
         mended = corrected(plain, recipe, self.samples, self.asked)
-        ranges = collect_each(mended.program, self.samples, (recipe.observer, *OTHER_OBSERVERS))
-        yield self._measure("w8a8", recipe, plain, _calibrated(mended, ranges[recipe.observer]), begin)
+        observed = observe(mended.program, self.samples, (recipe.observer, *OTHER_OBSERVERS))
+        yield self._measure("w8a8", recipe, plain, _calibrated(mended, observed.ranges(recipe.observer)), begin)
         for observer in OTHER_OBSERVERS:
             begin = time.perf_counter()
             other = replace(recipe, observer=observer)
-            yield self._measure(f"{observer} ranges", other, plain, _calibrated(mended, ranges[observer]), begin)
+            yield self._measure(
+                f"{observer} ranges", other, plain, _calibrated(mended, observed.ranges(observer)), begin
+            )
         begin = time.perf_counter()
         alike = equalized(self.program, self.samples)
         # With bias correction first: measured, it is worth more with equalization than without.

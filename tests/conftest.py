@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,8 +17,6 @@ from acmix.apps.requests import ExportFlags, export_request
 from acmix.toolkit import catalog, pipeline
 from acmix.toolkit.artifact import Artifact, open_artifact
 
-# Before torch loads: OpenMP threads that spin while they wait starve the runtimes under test.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # To look for garbage among what the collection imports, then and ever after, takes a tenth of a worker's time.
 gc.disable()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,9 +12,9 @@ from pathlib import Path
 import msgspec
 
 from acmix.toolkit import catalog
+from acmix.toolkit.child import answer_and_leave, converter_environment, in_one_line, private_stdout
 from acmix.toolkit.errors import AcmixError, GateError, UsageError
 from acmix.toolkit.joining import JoinRequest
-from acmix.toolkit.session import answer_and_leave, in_one_line, private_stdout
 
 TIMEOUT_S = 600.0
 
@@ -32,8 +31,7 @@ def join(target: str, request: JoinRequest, log: Path) -> None:
     Raises UsageError where a part is damaged, GateError when the converter fails or dies.
     """
     command = [sys.executable, "-m", "acmix.toolkit.join", target]
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
-    with log.open("ab") as stream:
+    with converter_environment() as environment, log.open("ab") as stream:
         try:
             done = subprocess.run(
                 command,

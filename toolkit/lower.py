@@ -7,7 +7,6 @@ capture in the parent.
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -20,11 +19,11 @@ from typing import Any
 import msgspec
 
 from acmix.toolkit import catalog
+from acmix.toolkit.child import answer_and_leave, converter_environment, in_one_line, private_stdout
 from acmix.toolkit.errors import AcmixError, GateError, UsageError
 from acmix.toolkit.imports import collecting_nothing
 from acmix.toolkit.ranges import load_ranges
 from acmix.toolkit.recipe import Recipe
-from acmix.toolkit.session import answer_and_leave, in_one_line, private_stdout
 from acmix.toolkit.spec import Preprocess, TensorSpec
 from acmix.toolkit.target import Lowered, LoweringJob
 
@@ -94,25 +93,25 @@ class Lowering:
 @contextlib.contextmanager
 def start_lowering(target: str, log: Path, threads: int) -> Iterator[Lowering]:
     """Start a child for one target; it is ended when the block is left."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "2"}
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "acmix.toolkit.lower", target],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stream,
-            env=environment,
-        )
-    try:
-        yield Lowering(target, process, log)
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+    with converter_environment() as environment:
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "acmix.toolkit.lower", target],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                env={**environment, "OMP_NUM_THREADS": str(threads)},
+            )
+        try:
+            yield Lowering(target, process, log)
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
 
 
 def _lower(target_name: str, request: LoweringRequest) -> LoweringAnswer:

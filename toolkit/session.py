@@ -14,17 +14,17 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 import msgspec
 
 from acmix.toolkit import catalog
 from acmix.toolkit._session_messages import Answer, Command, receive_arrays, send
+from acmix.toolkit.child import private_stdout
 from acmix.toolkit.errors import AcmixError, GateError, UsageError
 from acmix.toolkit.imports import collecting_nothing
 from acmix.toolkit.joining import Function, open_runners
@@ -252,32 +252,6 @@ def serve(request: SessionRequest, commands: IO[bytes], answers: IO[bytes]) -> N
                 # The runtime is foreign code: whatever it raises is the answer.
                 answer, outputs = Answer(error=f"{type(error).__name__}: {error}"), []
             send(answers, answer, outputs)
-
-
-def private_stdout() -> IO[bytes]:
-    """Our own copy of stdout; from now on what C++ prints there goes to stderr."""
-    sys.stdout.flush()
-    stream = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    return stream
-
-
-def answer_and_leave(answers: IO[bytes], answer: object) -> NoReturn:
-    """The end of a converter's child: its one answer, and out."""
-    answers.write(msgspec.json.encode(answer) + b"\n")
-    answers.flush()
-    # Converters register exit handlers that take seconds and change nothing: leave at once.
-    with contextlib.suppress(OSError):
-        sys.stderr.flush()
-    os._exit(0)
-
-
-def in_one_line(error: Exception) -> str:
-    """What a converter raised, for an answer; the log has the traceback. To be called where it was caught."""
-    with contextlib.suppress(OSError):
-        traceback.print_exc()
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:300]}"
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -9,10 +9,9 @@ import pytest
 from PIL import Image
 
 from acmix.calibration.arrays import ArraySamples
-from acmix.calibration.checks import Finding, check_samples, compare_ranges, require_fit, sufficiency
+from acmix.calibration.checks import Finding, RangesOf, check_samples, compare_ranges, require_fit, sufficiency
 from acmix.calibration.sources import read_calibration
 from acmix.toolkit.errors import UsageError
-from acmix.toolkit.samples import Samples
 from acmix.toolkit.spec import Preprocess, TensorSpec, imagenet_preprocess
 
 SIZE = 64
@@ -159,15 +158,18 @@ def test_ranges_are_compared_by_what_both_share() -> None:
     assert (agreement.tensors, agreement.worst) == (4, "shifted")
 
 
-def extremes(given: Samples) -> dict[str, tuple[float, float]]:
+def extremes_of(values: np.ndarray) -> RangesOf:
     """The ranges of a toy network: each element of its input is a tensor."""
-    stacked = np.concatenate([array for (array,) in given])
-    return {str(i): (min(0.0, float(c.min())), max(0.0, float(c.max()))) for i, c in enumerate(stacked.T)}
+
+    def extremes(rows: range) -> dict[str, tuple[float, float]]:
+        return {str(i): (min(0.0, float(c.min())), max(0.0, float(c.max()))) for i, c in enumerate(values[rows].T)}
+
+    return extremes
 
 
 def test_halves_that_agree_suffice() -> None:
     uniform = np.random.default_rng(1).uniform(-1, 1, (400, 5))
-    assert sufficiency(samples(list(uniform)), extremes) == ()
+    assert sufficiency(len(uniform), extremes_of(uniform)) == ()
 
 
 @pytest.mark.parametrize(
@@ -180,6 +182,6 @@ def test_halves_that_agree_suffice() -> None:
     ],
 )
 def test_halves_that_disagree_are_warned_of(values: np.ndarray, sentence: str) -> None:
-    (finding,) = sufficiency(samples(list(values)), extremes)
+    (finding,) = sufficiency(len(values), extremes_of(values))
     assert (finding.kind, finding.severity) == ("insufficient", "warn")
     assert sentence in finding.sentence

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from acmix.calibration.collect import collect, collect_each, run_watched
+from acmix.calibration.collect import Watched, collect, observe
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.program import copy_program, load_program, quiet, save_program
 from acmix.toolkit.quantize import graph_module
@@ -163,11 +163,18 @@ def test_the_samples_stay_as_they_are() -> None:
 
 
 def test_all_observers_in_one_pass_find_what_each_finds_alone(tiny_program: ExportedProgram) -> None:
-    together = collect_each(tiny_program, noise(), OBSERVERS)
+    together = observe(tiny_program, noise(), OBSERVERS)
     for observer in OBSERVERS:
         alone = collect(tiny_program, noise(), observer)
-        assert alone.tensors == together[observer].tensors
-        assert alone.fingerprints == together[observer].fingerprints
+        assert alone.tensors == together.ranges(observer).tensors
+        assert alone.fingerprints == together.fingerprints
+
+
+def test_the_extremes_of_some_samples_are_those_of_a_pass_over_them(tiny_program: ExportedProgram) -> None:
+    four, last = noise(4), noise(4).arrays[2:]
+    found = observe(tiny_program, four, ("minmax",)).extremes_of(range(2, 4))
+    alone = collect(tiny_program, Arrays(last), "minmax").tensors
+    assert found == {node: (one.low, one.high) for node, one in alone.items()}
 
 
 def test_ranges_go_through_a_file_as_they_are(tiny_program: ExportedProgram, tmp_path: Path) -> None:
@@ -183,7 +190,7 @@ def test_a_watched_run_gives_the_programs_own_outputs() -> None:
     module, program, samples = branches()
     with torch.no_grad():
         wanted = module(*(torch.from_numpy(a.copy()) for a in samples.arrays[0]))
-    found = run_watched(program, samples.arrays[0], lambda node, value: None)
+    found = Watched(program).outputs(samples.arrays[0], lambda node, value: None)
     for one, other in zip(found, wanted.values(), strict=True):
         torch.testing.assert_close(one, other)
 

@@ -12,6 +12,7 @@ import pytest
 from acmix.toolkit.device import Transport
 from acmix.toolkit.devices import _transfer
 from acmix.toolkit.devices._checks import examine
+from acmix.toolkit.devices._item import items
 from acmix.toolkit.devices._shell import ShellTransport
 from acmix.toolkit.errors import GateError, UsageError
 
@@ -135,7 +136,7 @@ def test_a_cut_push_goes_on_where_it_was_cut(transport: ShellTransport, tmp_path
     source = tmp_path / "model.bin"
     data = hashlib.sha256(b"seed").digest() * 50_000
     source.write_bytes(data)
-    (item,) = _transfer.items(source, transport.work_folder(), "model.bin")
+    (item,) = items(source, transport.work_folder(), "model.bin")
     script = f"head -c 1000000 >'{item.part}'"
     transport.run(["sh", "-c", script], timeout_s=60, stdin=data)
     sent: list[int] = []
@@ -155,7 +156,7 @@ def test_a_cut_push_goes_on_where_it_was_cut(transport: ShellTransport, tmp_path
 def test_a_damaged_beginning_is_sent_again_from_the_start(transport: ShellTransport, tmp_path: Path) -> None:
     source = tmp_path / "model.bin"
     source.write_bytes(b"good" * 1000)
-    (item,) = _transfer.items(source, transport.work_folder(), "model.bin")
+    (item,) = items(source, transport.work_folder(), "model.bin")
     transport.run(["sh", "-c", f"printf bad! >'{item.part}'"], timeout_s=30)
     path = transport.push(source, "model.bin")
     assert transport.run(["cat", path], timeout_s=30).stdout == b"good" * 1000

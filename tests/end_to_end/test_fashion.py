@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(folder: Path) -> AdaptiveArtifact:
     """The network on TFLite, its exits calibrated on 2000 photos."""
     photos = folder / "calibration"
-    words = ("--target", "tflite", "--photos", photos, "--out", folder, "--exits", "accuracy=0.1", "--json")
+    words = ("--target", "tflite", "--photos", photos, "--out", folder, "--exits", "surely=0.5", "--json")
     answer, _ = acmix("export", "--model", f"{folder / 'fashion_net.py'}:NET", *words)
     return open_adaptive(Path(answer["outcomes"][0]["artifact"]))
 
@@ -73,7 +73,7 @@ def test_on_unseen_photos_it_keeps_the_accuracy_of_all_stages_at_less_than_seven
     answer, text = acmix("evaluate", exported.folder, "--data", folder / "others", "--json")
     found = answer["evaluation"]
     assert found["photos"] == 8000
-    # A tenth of a point was asked for, on 2000 other photos.
+    # What labels promised at 95 %, on 2000 other photos.
     assert found["top1"] >= found["last_top1"] - 0.005
     assert found["last_top1"] > 0.85
     assert found["mean_macs"] <= 0.7 * exported.manifest.exit_macs[-1]

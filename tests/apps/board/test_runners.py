@@ -21,7 +21,7 @@ import pytest
 
 from acmix.apps.board.build import BUILDS, COMMON, SOURCES
 from acmix.apps.board.choose import PYTHON_RUNNER
-from acmix.apps.board.python_runner import results_of
+from acmix.apps.board.onnx_profile import results_of
 from acmix.toolkit.artifact import Artifact
 from acmix.toolkit.execute import file_inputs
 from acmix.toolkit.kernels import Notes
@@ -234,6 +234,7 @@ def test_the_nodes_of_an_onnx_file_are_read_without_its_package(exported: Export
 def test_a_runner_without_a_profiler_says_so(exported: Exported) -> None:
     with running([sys.executable, str(PYTHON_RUNNER), "tflite"]) as runner:
         answer = runner.ask(do="load", file=str(exported("float32")["tflite"].model_file), profile=1)
+        assert "only the native runners count" in runner.ask(do="count", count=3)["error"]
     assert "its Python interpreter has no profiler" in answer["error"]
 
 
@@ -264,6 +265,7 @@ def test_the_native_runner_outlives_every_broken_line(native: list[str]) -> None
             answer = runner.say(line)
             assert set(answer) == {"error"}, line
         assert "came before load" in runner.ask(do="run", inputs=[])["error"]
+        assert "count came before run" in runner.ask(do="count", count=3)["error"]
 
 
 def test_without_a_runtime_the_python_runner_says_which_ones_it_knows() -> None:
