@@ -16,10 +16,11 @@ from acmix.apps.adaptive_flags import checked_ranges, refuse_export_flags, refus
 from acmix.apps.adaptive_tables import calibration_table, evaluation_table, latency_table, summary, way
 from acmix.apps.output import console, log_file, print_json
 from acmix.apps.requests import MIXED, ExportFlags, parse_min_snr, read_labels, target_requests
+from acmix.calibration.aims import OperatingAim, parse_aim
 from acmix.calibration.calibrate import SampleCalibrator
 from acmix.calibration.curve import Baseline, check_picture, draw
 from acmix.calibration.decoded import DecodedPhotos
-from acmix.calibration.exits import OperatingAim, answers, calibrate, parse_aim
+from acmix.calibration.exits import answers, calibrate
 from acmix.calibration.photos import read_photo_folder
 from acmix.toolkit import catalog
 from acmix.toolkit.adaptive.artifact import is_adaptive, open_adaptive, replace_policy

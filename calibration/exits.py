@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from acmix.calibration.aims import GEOMETRIC_ROWS, GEOMETRIC_UNIT, OperatingAim
+from acmix.calibration.shares import accuracy_interval, fewest_photos, most_lost
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.policy import (
     Calibration,
@@ -25,14 +27,11 @@ from acmix.toolkit.policy import (
 Float64s = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-Aim = Literal["accuracy", "cost", "rates", "geometric", "thresholds"]
-AIMS = "accuracy=0.5, cost=12.5, rates=0.6,0.4, geometric=12 or thresholds=0.8"
-GEOMETRIC_ROWS = 39
-GEOMETRIC_UNIT = 20
-"""Row p of the published tables lets q_k, proportional to (p / 20)^k, of the photos end at exit k."""
 GRID = {2: 400, 3: 40, 4: 14}
 """How many thresholds a stage are tried, by the number of stages; with more stages, the geometric rows alone."""
 DRAWS = 4000
+BUDGETS = 50
+"""How many budgets of regret are tried, in equal steps, for what labels bear out."""
 OUT_OF_REACH = 1.000001
 
 
@@ -82,35 +81,6 @@ def answers(
     last = probabilities(logits[-1])
     regret = last.max(-1) - np.take_along_axis(last, said.T, -1).T
     return Answers(sure, said == truth, regret, labels is not None, tuple(costs), unit)
-
-
-@dataclass(frozen=True)
-class OperatingAim:
-    """What a user wants of the exits, as written: accuracy=0.5 and so on."""
-
-    aim: Aim
-    values: tuple[float, ...]
-    text: str
-
-
-def parse_aim(text: str) -> OperatingAim:
-    """accuracy=POINTS (least cost, so much regret at most), cost=MEAN (most accurate at that mean cost),
-    rates=0.6,0.4 (shares that end at each stage), geometric=ROW, thresholds=0.8; raises UsageError for others.
-    """
-    aim, equals, rest = text.partition("=")
-    try:
-        values = tuple(float(part) for part in rest.split(",")) if equals else ()
-    except ValueError:
-        values = ()
-    known = aim in ("accuracy", "cost", "rates", "geometric", "thresholds")
-    single = aim in ("accuracy", "cost", "geometric")
-    if not known or not values or not np.isfinite(values).all() or (single and len(values) != 1):
-        raise UsageError(f"--exits {text!r} is no operating point.\nWrite {AIMS}.")
-    if min(values) < 0 or (aim == "rates" and abs(sum(values) - 1) > 1e-6):
-        raise UsageError(f"--exits {text!r}: values are 0 or more, and rates sum to 1.\nWrite {AIMS}.")
-    if aim == "geometric" and not 1 <= values[0] <= GEOMETRIC_ROWS:
-        raise UsageError(f"--exits {text!r}: the family has the rows 1 to {GEOMETRIC_ROWS}.\nWrite geometric=12.")
-    return OperatingAim(cast(Aim, aim), values, text)
 
 
 def geometric_rates(row: float, stages: int) -> Float64s:
@@ -227,6 +197,35 @@ def _within_budget(tried: _Outcomes, most: float) -> OperatingPoint:
     return tried.point(int(fine[order[0]]))
 
 
+def _surely_within(found: Answers, tried: _Outcomes, aim: OperatingAim) -> OperatingPoint:
+    """The loosest budget of regret whose labelled answers, and those of every stricter budget, bear the aim out.
+
+    Budgets are tried from none on, and the first whose bound is too high ends the search: so the choice has no luck
+    that a single test of 95 % would not have.  Labels play no part in which thresholds a budget means.
+    """
+    most, photos = aim.values[0] / 100, found.confidences.shape[1]
+    if not found.labelled:
+        raise UsageError(
+            f"--exits {aim.text} counts right answers, and the photos have no labels.\n"
+            f"Add labels, or write accuracy={aim.values[0]:g}, which needs none."
+        )
+    if photos < (needed := fewest_photos(most)):
+        raise UsageError(
+            f"--exits {aim.text}: {photos} photos cannot tell so little from nothing, even where no answer changes.\n"
+            f"Give {needed} labelled photos or many more, or write accuracy={aim.values[0]:g}."
+        )
+    chosen = _within_budget(tried, 0.0)
+    for budget in np.linspace(0, most, BUDGETS + 1)[1:].tolist():
+        point = _within_budget(tried, budget)
+        ends = exits_at(found, np.asarray(point.thresholds)[None])[0]
+        right = found.right[ends, np.arange(photos)]
+        lost, gained = int((found.right[-1] & ~right).sum()), int((right & ~found.right[-1]).sum())
+        if most_lost(lost, gained, photos) > most:
+            break
+        chosen = point
+    return chosen
+
+
 def _within_cost(tried: _Outcomes, most: float, unit: str) -> OperatingPoint:
     fine = np.flatnonzero(tried.cost <= most + 1e-9)
     if not len(fine):
@@ -253,6 +252,8 @@ def choose(found: Answers, aim: OperatingAim, tried: _Outcomes | None = None) ->
     tried = tried or _outcomes(found, _candidates(found))
     if aim.aim == "accuracy":
         return _within_budget(tried, aim.values[0] / 100)
+    if aim.aim == "surely":
+        return _surely_within(found, tried, aim)
     return _within_cost(tried, aim.values[0], found.unit)
 
 
@@ -288,11 +289,3 @@ def cost_interval(point: OperatingPoint, found: Answers, seed: int = 0) -> Inter
     drawn = np.random.default_rng(seed).multinomial(photos, counts / counts.sum(), DRAWS) / photos
     low, high = np.percentile(drawn @ np.cumsum(found.costs), (2.5, 97.5))
     return Interval(point.cost, float(low), float(high))
-
-
-def accuracy_interval(share: float, photos: int) -> Interval:
-    """A share with Wilson's interval at 95 %, which is sound at 0 and 1, where a bootstrap has no width."""
-    z = 1.959964
-    middle = (share + z * z / (2 * photos)) / (1 + z * z / photos)
-    half = z / (1 + z * z / photos) * np.sqrt(share * (1 - share) / photos + z * z / (4 * photos**2))
-    return Interval(share, max(0.0, float(middle - half)), min(1.0, float(middle + half)))

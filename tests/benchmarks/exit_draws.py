@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from acmix.calibration.aims import parse_aim
 from acmix.calibration.decoded import DecodedPhotos
-from acmix.calibration.exits import answers, choose, outcome_of, parse_aim
+from acmix.calibration.exits import answers, choose, outcome_of
 from acmix.calibration.photos import read_photo_folder
 from acmix.toolkit.adaptive.artifact import open_adaptive
 from acmix.toolkit.adaptive.observe import every_stage, logits_of, stage_costs_ms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,19 @@ import numpy as np
 import pytest
 import torch
 
+from acmix.calibration.aims import parse_aim
 from acmix.calibration.curve import check_picture, draw
 from acmix.calibration.exits import (
     Answers,
-    accuracy_interval,
     answers,
     calibrate,
     choose,
     cost_interval,
     geometric_rates,
     outcome_of,
-    parse_aim,
     thresholds_for_rates,
 )
+from acmix.calibration.shares import accuracy_interval, fewest_photos, most_lost
 from acmix.toolkit.adaptive.table import published_thresholds
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.policy import policy_of
@@ -99,6 +100,44 @@ def test_the_accuracy_budget_is_met_at_the_least_cost_of_all_thresholds() -> Non
     assert point.accuracy >= least - 1e-9
 
 
+def test_paired_answers_bound_what_is_lost_as_often_as_they_say() -> None:
+    rng, photos = np.random.default_rng(0), 2000
+    for lost, gained in ((0.004, 0.002), (0.02, 0.01), (0.1, 0.1)):
+        draws = rng.multinomial(photos, (lost, gained, 1 - lost - gained), 1000)
+        held = [most_lost(int(b), int(c), photos) >= lost - gained for b, c, _ in draws]
+        assert 0.92 <= np.mean(held) <= 0.985
+    # Two intervals of their own would leave 2 points open where the answers are the same.
+    assert most_lost(0, 0, photos) < 0.001
+    needed = fewest_photos(0.005)
+    assert most_lost(0, 0, needed) <= 0.005 < most_lost(0, 0, needed - 1)
+
+
+def test_right_answers_are_kept_surely_where_regret_says_too_little() -> None:
+    population = made_answers(2, 40_000, seed=5)
+    # A last stage that doubts itself: half of what is lost counts as regret.
+    population = replace(population, regret=population.regret / 2)
+    aim = parse_aim("surely=2")
+    for seed in range(4):
+        drawn = np.random.default_rng(seed).permutation(40_000)
+        few, others = picked(population, drawn[:1500]), picked(population, drawn[1500:])
+        last = others.right[-1].mean()
+        sure, usual = (outcome_of(others, choose(few, one).thresholds) for one in (aim, parse_aim("accuracy=2")))
+        assert last - usual.accuracy > 0.025
+        assert last - sure.accuracy <= 0.02
+        assert usual.cost < sure.cost < 0.95 * sum(others.costs)
+
+
+def picked(found: Answers, photos: Any) -> Answers:
+    """Some of the photos."""
+    kept = (each[:, photos] for each in (found.confidences, found.right, found.regret))
+    return Answers(*kept, found.labelled, found.costs, found.unit)
+
+
+def test_without_labels_nothing_is_sure() -> None:
+    with pytest.raises(UsageError, match=r"surely=1 counts right answers.*no labels.\n.*write accuracy=1,"):
+        choose(replace(made_answers(2, 2000), labelled=False), parse_aim("surely=1"))
+
+
 def test_regret_is_what_the_last_stage_holds_against_an_answer() -> None:
     logits = np.random.default_rng(1).standard_normal((3, 40, 10)).astype(np.float32) * 2
     found = answers(logits, None, "max_softmax", (1.0, 1.0, 1.0), "MMAC")
@@ -157,6 +196,8 @@ def test_logits_that_cannot_be_calibrated_are_refused(
         "accuracy=1,2",
         "accuracy=nan",
         "luck=3",
+        "surely=0",
+        "surely=1,2",
         "cost=-1",
         "rates=0.5,0.6",
         "geometric=0",
@@ -175,6 +216,7 @@ def test_an_operating_point_that_is_none_is_refused(text: str) -> None:
         ("thresholds=0.5", "3 stages need 2 thresholds"),
         ("rates=0.5,0.5", "3 stages need 3 rates"),
         ("cost=5", "the cheapest way through costs 10 ms"),
+        ("surely=0.5", r"40 photos cannot tell so little.*\nGive 327 labelled photos or many more"),
     ],
 )
 def test_an_operating_point_that_the_stages_cannot_have_is_refused(text: str, message: str) -> None:

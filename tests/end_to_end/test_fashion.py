@@ -14,7 +14,6 @@ import pytest
 
 from acmix.toolkit.adaptive.artifact import AdaptiveArtifact, open_adaptive
 
-DATA = Path("/usr/share/datasets/fashion-mnist")
 ACMIX = str(Path(sys.executable).with_name("acmix"))
 TRAINING = Path(__file__).with_name("fashion.py")
 
@@ -29,10 +28,11 @@ def acmix(*words: object) -> tuple[dict[str, Any], str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """fashion_net.py with its trained weights, and photos that training did not see."""
-    if not DATA.is_dir() and not os.environ.get("ACMIX_REQUIRE_DATA"):
-        pytest.skip(f"{DATA} is not here: apt-get install dataset-fashion-mnist")
     made = tmp_path_factory.mktemp("fashion")
-    subprocess.run([sys.executable, TRAINING, made], check=True)
+    done = subprocess.run([sys.executable, TRAINING, made], stderr=subprocess.PIPE, text=True)
+    if "is not here: apt-get install" in done.stderr and not os.environ.get("ACMIX_REQUIRE_DATA"):
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stderr
     return made
 
 
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(folder: Path) -> AdaptiveArtifact:
     """The network on TFLite, its exits calibrated on 2000 photos."""
     photos = folder / "calibration"
-    words = ("--target", "tflite", "--photos", photos, "--out", folder, "--exits", "accuracy=0.1", "--json")
+    words = ("--target", "tflite", "--photos", photos, "--out", folder, "--exits", "surely=0.5", "--json")
     answer, _ = acmix("export", "--model", f"{folder / 'fashion_net.py'}:NET", *words)
     return open_adaptive(Path(answer["outcomes"][0]["artifact"]))
 
@@ -73,7 +73,7 @@ def test_on_unseen_photos_it_keeps_the_accuracy_of_all_stages_at_less_than_seven
     answer, text = acmix("evaluate", exported.folder, "--data", folder / "others", "--json")
     found = answer["evaluation"]
     assert found["photos"] == 8000
-    # A tenth of a point was asked for, on 2000 other photos.
+    # What labels promised at 95 %, on 2000 other photos.
     assert found["top1"] >= found["last_top1"] - 0.005
     assert found["last_top1"] > 0.85
     assert found["mean_macs"] <= 0.7 * exported.manifest.exit_macs[-1]

@@ -11,7 +11,7 @@ import numpy as np
 from acmix.toolkit.adaptive import host
 from acmix.toolkit.adaptive.host import ImageLayout
 from acmix.toolkit.adaptive.spec import Crop, Photo, Resize, Run, Stage, Zeros
-from acmix.toolkit.policy import Policy, confidence
+from acmix.toolkit.policy import Policy, Rule, exit_test
 from acmix.toolkit.spec import Layout, TensorSpec
 from acmix.toolkit.target import Array, Runner, to_layout
 
@@ -94,6 +94,7 @@ class Engine:
         self.stages = tuple(stages)
         self.networks = networks
         self.image_layout = image_layout
+        self._exit_tests: dict[Rule, list[Callable[[Array], float]]] = {}
 
     def __call__(self, photo: Array, policy: Policy | None, record: Recorder | None = None) -> Trace:
         """A decoded photo, uint8 [H, W, 3] RGB, to its trace; every stage runs where policy is None.
@@ -103,15 +104,15 @@ class Engine:
         values: dict[str, _Value] = {}
         results: list[StageResult] = []
         thresholds = [None] * len(self.stages) if policy is None else [e.threshold for e in policy.exits]
-        rule = policy.rule if policy is not None else "max_softmax"
-        for stage, threshold in zip(self.stages, thresholds, strict=True):
+        tests = self._tests(policy.rule if policy is not None else "max_softmax")
+        for stage, threshold, test in zip(self.stages, thresholds, tests, strict=True):
             begin = time.perf_counter_ns()
             passage = _Passage(self, photo, values, record)
             for step in stage.steps:
                 passage.take(step)
             logits = values[stage.logits].array.reshape(-1)
             before = time.perf_counter_ns()
-            sure = confidence(logits, rule, stage.name)
+            sure = test(logits)
             ends = threshold is not None and sure >= threshold
             end = time.perf_counter_ns()
             times = StageTime(before - begin - passage.network_ns, passage.network_ns, end - before)
@@ -119,6 +120,11 @@ class Engine:
             if ends:
                 break
         return Trace(tuple(results))
+
+    def _tests(self, rule: Rule) -> list[Callable[[Array], float]]:
+        if rule not in self._exit_tests:
+            self._exit_tests[rule] = [exit_test(rule, stage.name) for stage in self.stages]
+        return self._exit_tests[rule]
 
 
 class _Passage:

@@ -26,7 +26,7 @@ from acmix.toolkit.adaptive.photos import Photos, SeededPhotos
 from acmix.toolkit.adaptive.proof import margins, prove_way
 from acmix.toolkit.adaptive.reference import SEEDED_PHOTOS, write_reference
 from acmix.toolkit.adaptive.runner import Loaded, eager_model, load_stages
-from acmix.toolkit.adaptive.sharing import Shelf, share_weights, targets_to_share
+from acmix.toolkit.adaptive.sharing import Shelf, nothing_in_common, share_weights, targets_to_share
 from acmix.toolkit.adaptive.spec import AdaptiveSpec, check_spec
 from acmix.toolkit.adaptive.unrolled import refuse_one_file
 from acmix.toolkit.artifact import REFERENCE, Artifact, sha256_of
@@ -37,6 +37,7 @@ from acmix.toolkit.seal import move_into_place
 from acmix.toolkit.verify import SampleSet
 
 if TYPE_CHECKING:
+    from acmix.toolkit.capture import Network
     from acmix.toolkit.quantized import Calibrator
 
 PROOF_PHOTOS = 32
@@ -84,12 +85,16 @@ class AdaptiveOutcome:
 
 @dataclass(frozen=True)
 class _Eager:
-    """The published networks: their traces on the photos and on seeded images, and inputs for each network."""
+    """The published networks: their traces on the photos and on seeded images, and inputs for each network.
+
+    unshared: why no file of all networks is made of them, where one was asked for.
+    """
 
     traces: list[Trace]
     seeded: list[Trace]
     samples: dict[str, Recorded]
     random_weights: bool
+    unshared: str
 
 
 def export_adaptive(request: AdaptiveRequest, progress: pipeline.Progress) -> list[AdaptiveOutcome]:
@@ -97,12 +102,12 @@ def export_adaptive(request: AdaptiveRequest, progress: pipeline.Progress) -> li
 
     Raises UsageError before any work for what cannot be done at all, and for networks that cannot be captured.
     """
-    if request.shared_weights:
-        targets = targets_to_share(request.spec.networks, request.base.targets)
-        request = replace(request, base=replace(request.base, targets=targets))
+    joined = targets_to_share(request.spec.networks, request.base.targets) if request.shared_weights else ()
     _refuse(request)
     progress("", "capture", 0.0)
     eager = _eager(request)
+    if joined and not eager.unshared:
+        request = replace(request, base=replace(request.base, targets=joined))
     out = request.base.out
     made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
@@ -139,9 +144,8 @@ def _refuse(request: AdaptiveRequest) -> None:
         raise UsageError(f"--precision {base.recipe.name} needs the ranges of activations, and nobody to find them.")
     if not len(request.photos):
         raise UsageError("an adaptive export needs photos to choose its thresholds on.\nAdd --photos FOLDER.")
-    for target in base.targets:
-        if request.folder(target).exists() and not base.overwrite:
-            folder = request.folder(target)
+    for folder in map(request.folder, base.targets):
+        if folder.exists() and not base.overwrite:
             raise UsageError(f"{folder} exists already.\nAdd --overwrite to replace it, or choose another --out.")
     refuse_early(replace(base, overwrite=True))
 
@@ -165,22 +169,19 @@ def _network_request(request: AdaptiveRequest, name: str, out: Path, eager: _Eag
 
 
 @contextlib.contextmanager
-def loaded_eager(spec: AdaptiveSpec, weights: str | None, seed: int) -> Iterator[tuple[Loaded, bool]]:
-    """The published networks, bound to the stages, and whether any has random weights.
+def loaded_eager(spec: AdaptiveSpec, weights: str | None, seed: int) -> Iterator[tuple[Loaded, dict[str, Network]]]:
+    """The published networks, bound to the stages, and each by itself.
 
     Raises UsageError where the stages do not tell the same classes apart.
     """
     from acmix.toolkit import capture
 
     networks = {name: capture.build(source, weights, seed) for name, source in spec.networks.items()}
-    yield (
-        eager_model(spec, networks),
-        any(network.weights.is_random for network in networks.values()),
-    )
+    yield eager_model(spec, networks), networks
 
 
 def _eager(request: AdaptiveRequest) -> _Eager:
-    with loaded_eager(request.spec, request.base.weights, request.base.seed) as (loaded, is_random):
+    with loaded_eager(request.spec, request.base.weights, request.base.seed) as (loaded, networks):
         seeded = every_stage(loaded, SeededPhotos(SEEDED_PHOTOS, request.base.seed))
         classes = {stage.stage: stage.logits.size for stage in seeded[0].stages}
         if len(set(classes.values())) > 1:
@@ -195,7 +196,9 @@ def _eager(request: AdaptiveRequest) -> _Eager:
             )
         most = RANGE_PHOTOS if request.base.recipe.needs_ranges else PROOF_PHOTOS
         samples = record_inputs(loaded, request.photos, most)
-        return _Eager(every_stage(loaded, request.photos), seeded, samples, is_random)
+        is_random = any(network.weights.is_random for network in networks.values())
+        unshared = nothing_in_common([n.module for n in networks.values()]) if request.shared_weights else ""
+        return _Eager(every_stage(loaded, request.photos), seeded, samples, is_random, unshared)
 
 
 def _finish(
@@ -203,13 +206,12 @@ def _finish(
 ) -> AdaptiveOutcome:
     for name, outcome in outcomes.items():
         if outcome.artifact is None:
-            made = replace(request.base, source=request.spec.networks[name]).folder_name(target)
-            error = _with_kept_log(outcome.error, scratch / name / f"{made}.log", request.base.out)
+            stem = replace(request.base, source=request.spec.networks[name]).folder_name(target)
+            error = _with_kept_log(outcome.error, scratch / name / f"{stem}.log", request.base.out)
             return AdaptiveOutcome(target.name, error=f"{name}: {error}", exit_code=outcome.exit_code)
     try:
-        artifact = _assemble(
-            request, target, {n: o.artifact for n, o in outcomes.items() if o.artifact}, eager, scratch
-        )
+        made = {name: outcome.artifact for name, outcome in outcomes.items() if outcome.artifact}
+        artifact = _assemble(request, target, made, eager, scratch)
     except AcmixError as error:
         return AdaptiveOutcome(target.name, error=str(error), exit_code=error.exit_code)
     failed = [f"{name}: {outcome.error}" for name, outcome in outcomes.items() if outcome.exit_code]
@@ -235,7 +237,7 @@ def _assemble(
     staging.mkdir()
     networks = {name: _moved(artifact, staging) for name, artifact in made.items()}
     shelf = Shelf(staging, spec.name, request.base.out / f"{staging.name}-join.log")
-    networks, sharing = share_weights(networks, shelf) if request.shared_weights else (networks, None)
+    networks, sharing = share_weights(networks, shelf, eager.unshared) if request.shared_weights else (networks, None)
     macs = exit_macs(spec.stages, {name: artifact.manifest.model.macs for name, artifact in networks.items()})
     policy, proof = _decide(request, networks, macs, eager)
     write_policy(staging / POLICY, policy)

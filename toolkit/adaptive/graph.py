@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,12 @@ class Unrolled(nn.Module):
     def __init__(self, stages: Sequence[Stage], networks: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.stages = tuple(stages)
-        self.networks = nn.ModuleDict(networks)
+        self._keys = free_keys(networks)
+        self.networks = nn.ModuleDict({self._keys[name]: network for name, network in networks.items()})
+
+    def network(self, name: str) -> nn.Module:
+        """One network by the name that the stages give it."""
+        return self.networks[self._keys[name]]
 
     def forward(self, *photos: Tensor) -> tuple[Tensor, ...]:
         return self.run(photos)[0]
@@ -65,7 +70,7 @@ class Unrolled(nn.Module):
 
     def _made(self, step: Step, values: Mapping[str, Tensor], photo: Tensor) -> Sequence[Tensor]:
         if isinstance(step, Run):
-            return flat_tensors(self.networks[step.network](*(values[name] for name in step.takes)))
+            return flat_tensors(self.network(step.network)(*(values[name] for name in step.takes)))
         if isinstance(step, Resize):
             return (F.interpolate(values[step.source], step.size, mode="bicubic", align_corners=True),)
         assert isinstance(step, Zeros)
@@ -94,9 +99,10 @@ class InOneGraph(Unrolled):
         super().__init__(stages, networks)
         sizes: dict[str, tuple[int, int]] = {}
         self.cutters = nn.ModuleDict()
+        self._cutter_keys = free_keys(step.gives for step in steps_of(self.stages) if isinstance(step, Crop))
         for step in steps_of(self.stages):
             if isinstance(step, Crop):
-                self.cutters[step.gives] = OneHotCut(sizes[step.source], step.size)
+                self.cutters[self._cutter_keys[step.gives]] = OneHotCut(sizes[step.source], step.size)
             if isinstance(step, Crop | Resize):
                 sizes[step.gives] = step.size
             elif isinstance(step, Photo):
@@ -105,7 +111,7 @@ class InOneGraph(Unrolled):
                 self.register_buffer(f"zeros_{step.gives}", torch.zeros(step.shape), persistent=False)
 
     def cut(self, step: Crop, image: Tensor, action: Tensor, nudge: Nudge, corners: list[list[int]]) -> Tensor:
-        patch: Tensor = self.cutters[step.gives](image, action)
+        patch: Tensor = self.cutters[self._cutter_keys[step.gives]](image, action)
         return patch
 
     def zeros(self, step: Zeros, photo: Tensor) -> Tensor:
@@ -149,9 +155,22 @@ def _offsets(side: int, patch: int) -> Tensor:
 
 def in_one_graph(module: Unrolled, specs: Mapping[str, ModelSpec], target: str) -> InOneGraph:
     """An equal network of the networks' own inference forms; the module stays as it is."""
-    forms = {name: inference_form(network, specs[name], target) for name, network in module.networks.items()}
+    forms = {name: inference_form(module.network(name), spec, target) for name, spec in specs.items()}
     dtype = next((p.dtype for p in module.parameters()), torch.float32)
     return InOneGraph(module.stages, forms).to(dtype).train(module.training)
+
+
+def free_keys(names: Iterable[str]) -> dict[str, str]:
+    """A key of a ModuleDict for each name; torch refuses those of its own attributes, `keys` and `type` among them."""
+    taken = nn.ModuleDict()
+    keys = {}
+    for name in names:
+        key = name
+        while hasattr(taken, key):
+            key += "_"
+        taken[key] = nn.Identity()
+        keys[name] = key
+    return keys
 
 
 def _names(step: Step) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +50,17 @@ class Loaded:
     def every_stage(self, photo: Array, record: Recorder | None = None) -> Trace:
         """One photo through all stages, whatever they say."""
         return self.engine(photo, None, record)
+
+
+NEVER = 2.0
+"""A threshold that no confidence reaches."""
+
+
+def without_exits(loaded: Loaded) -> Loaded:
+    """The same model on its way through every stage, whatever they say: what its exits save is measured against."""
+    names = [stage.name for stage in loaded.engine.stages]
+    policy = policy_of(loaded.policy.rule, names, [NEVER] * (len(names) - 1), None)
+    return replace(loaded, name=f"{loaded.name}, every stage", policy=policy)
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,6 +32,9 @@ from acmix.toolkit.joining import JoinRequest, Part
 from acmix.toolkit.profile import interface_of
 from acmix.toolkit.request import TargetRequest
 from acmix.toolkit.target import Target
+
+if TYPE_CHECKING:
+    from torch import nn
 
 LEAST_SAVED = 0.05
 """What one file has to save of the separate ones: operators and names of a network come with its weights."""
@@ -75,15 +80,39 @@ def targets_to_share(networks: Mapping[str, object], targets: Sequence[TargetReq
     return tuple(changed)
 
 
-def share_weights(networks: dict[str, Artifact], shelf: Shelf) -> tuple[dict[str, Artifact], Sharing]:
+def nothing_in_common(modules: Sequence[nn.Module]) -> str:
+    """Why one file of all these networks would save nothing, in a sentence; '' where they have equal weights.
+
+    Told before anything is lowered: a file to be joined may be for newer systems than a file of its own.
+    """
+    import torch
+
+    separate, sizes = 0, dict[bytes, int]()
+    for tensor in (tensor for module in modules for tensor in module.state_dict().values()):
+        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        separate += data.numel()
+        sizes[hashlib.sha256(data.numpy()).digest()] = data.numel()
+    if len(modules) < 2 or not separate or sum(sizes.values()) <= (1 - LEAST_SAVED) * separate:
+        return ""
+    saved = 1 - sum(sizes.values()) / separate
+    return (
+        f"the networks share next to nothing: of {separate:,} bytes of weights one file would save {saved:.1%}, less "
+        f"than {LEAST_SAVED:.0%}"
+    )
+
+
+def share_weights(
+    networks: dict[str, Artifact], shelf: Shelf, unshared: str = ""
+) -> tuple[dict[str, Artifact], Sharing]:
     """The networks in one file, their manifests changed to say so; as they are where that cannot be or saves nothing.
 
+    unshared: what `nothing_in_common` said of them.
     Raises GateError where a network gives other numbers from the joined file than from its own.
     """
     first = next(iter(networks.values())).manifest
     target = catalog.load_target(first.target.name)
     separate = sum(artifact.size_bytes for artifact in networks.values())
-    if reason := _cannot(networks, target):
+    if reason := _cannot(networks, target) or unshared:
         return networks, Sharing("", 0, separate, reason)
     functions = function_names(networks)
     file = shelf.folder / f"model{target.suffix}"

@@ -27,7 +27,7 @@ from acmix.toolkit.execute import file_inputs
 from acmix.toolkit.kernels import Notes
 from acmix.toolkit.profile import interface_of
 from acmix.toolkit.samples import Probes
-from acmix.toolkit.session import SessionRequest, open_session
+from acmix.toolkit.session import open_session
 
 Exported = Callable[[str], dict[str, Artifact]]
 
@@ -128,9 +128,7 @@ def check_against_session(runner: Runner, artifact: Artifact, folder: Path) -> N
     loaded = runner.ask(do="load", file=str(artifact.model_file), threads=1)
     assert loaded["load_ns"] > 0, loaded
     answer = runner.ask(do="run", inputs=files)
-    with open_session(
-        SessionRequest(artifact.manifest.target.name, str(artifact.model_file)), folder / "log"
-    ) as session:
+    with open_session(artifact.session(), folder / "log") as session:
         session.load()
         wanted = session.run(arrays)
     assert [base64.b64decode(text) for text in answer["outputs"]] == [array.tobytes() for array in wanted]
@@ -217,8 +215,7 @@ def test_a_runner_notes_the_kernels_that_the_runtime_notes_here(
     python = [sys.executable, str(PYTHON_RUNNER), target]
     notes = profile_of(request.getfixturevalue(native) if native else python, artifact, tmp_path)
     arrays, _ = inputs_of(artifact, tmp_path)
-    wanted = SessionRequest(target, str(artifact.model_file), profiled=True)
-    with open_session(wanted, tmp_path / "log") as session:
+    with open_session(replace(artifact.session(), profiled=True), tmp_path / "log") as session:
         found = session.name_kernels(notes, 4, "the runner's runtime")
         session.load()
         session.run(arrays)

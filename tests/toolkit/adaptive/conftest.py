@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from acmix.apps.adaptive import chooser
-from acmix.calibration.exits import parse_aim
+from acmix.calibration.aims import parse_aim
 from acmix.toolkit import catalog, pipeline
 from acmix.toolkit.adaptive.artifact import AdaptiveArtifact
 from acmix.toolkit.adaptive.cascade import cascade

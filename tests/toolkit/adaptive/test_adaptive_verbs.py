@@ -13,8 +13,8 @@ from PIL import Image
 
 from acmix.apps import adaptive, profile, verbs
 from acmix.apps.requests import ExportFlags
+from acmix.calibration.aims import parse_aim
 from acmix.calibration.decoded import DecodedPhotos
-from acmix.calibration.exits import parse_aim
 from acmix.calibration.photos import read_photo_folder
 from acmix.toolkit import capture, catalog
 from acmix.toolkit.adaptive import host

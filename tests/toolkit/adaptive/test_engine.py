@@ -62,8 +62,8 @@ def glance_and_focus(image: Tensor) -> tuple[list[Tensor], list[tuple[int, int]]
 
 def test_glance_and_focus_is_the_pipeline_written_out_in_torch() -> None:
     spec = find_adaptive("gfnet_100")
-    with loaded_eager(spec, "random", 0) as (loaded, is_random):
-        assert is_random
+    with loaded_eager(spec, "random", 0) as (loaded, networks):
+        assert all(network.weights.is_random for network in networks.values())
         seen = set()
         for photo in SeededPhotos(4, 2):
             trace = loaded.every_stage(photo)

@@ -55,15 +55,34 @@ def test_confidences_near_one_keep_their_order() -> None:
 @pytest.mark.parametrize("scale", [0.01, 3.0, 30.0, 500.0])
 def test_the_runners_confidence_of_one_photo_decides_as_scipys_softmax(classes: int, scale: float) -> None:
     rng = np.random.default_rng(classes)
-    rows = (rng.standard_normal((500, classes)) * scale + rng.uniform(-900, 900, (500, 1))).astype(np.float32)
+    rows = rng.standard_normal((500, classes)) * scale
+    # Half of them as networks give them, half far from zero: the runner has two ways.
+    rows[::2] += rng.uniform(-900, 900, (250, 1))
+    rows = rows.astype(np.float32)
     expected = softmax(rows.astype(np.float64), axis=-1).max(-1)
     found = np.array([confidence(row, "max_softmax", "small") for row in rows])
-    np.testing.assert_allclose(found, expected, rtol=1e-13)
+    granted = 1e-5 * (1 - expected) + 1e-15
+    assert (np.abs(found - expected) <= granted).all()
     # Thresholds as calibration sets them, between two photos: every photo ends where it ends by scipy.
-    ranked = np.unique(expected)
-    apart = np.flatnonzero(np.diff(ranked) > 1e-12)
+    ranked, first = np.unique(expected, return_index=True)
+    apart = np.flatnonzero(np.diff(ranked) > 4 * granted[first[:-1]])
     for threshold in (ranked[apart] + ranked[apart + 1]) / 2:
         assert ((found >= threshold) == (expected >= threshold)).all()
+
+
+def test_the_runners_confidence_keeps_its_order_near_one_and_takes_classes_that_are_masked() -> None:
+    row = np.full(1000, -np.inf, np.float32)
+    row[0], found = 0, []
+    for rest in (-20, -24, -28, -32):
+        row[1] = rest
+        found.append(1 - confidence(row, "max_softmax", "small"))
+    np.testing.assert_allclose(found, np.exp([-20.0, -24, -28, -32]), rtol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_logits_of_other_types_are_tested_in_float64(dtype: type) -> None:
+    row = logits(100).astype(dtype)
+    assert confidence(row, "max_softmax", "small") == confidences(row, "max_softmax")
 
 
 @pytest.mark.parametrize("rule", list(RULES))

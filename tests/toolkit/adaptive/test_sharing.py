@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from acmix.apps import adaptive
 from acmix.apps.adaptive_flags import unrolled_flags
 from acmix.apps.adaptive_tables import summary
 from acmix.apps.requests import ExportFlags
-from acmix.calibration.exits import parse_aim
+from acmix.calibration.aims import parse_aim
 from acmix.targets.formats import tflite_flatbuffer
 from acmix.toolkit import catalog
 from acmix.toolkit.adaptive.artifact import AdaptiveArtifact, open_adaptive
@@ -25,7 +26,7 @@ from acmix.toolkit.adaptive.export import AdaptiveRequest, export_adaptive
 from acmix.toolkit.adaptive.photos import SeededPhotos
 from acmix.toolkit.adaptive.reference import reprove_adaptive
 from acmix.toolkit.adaptive.runner import load_adaptive
-from acmix.toolkit.adaptive.sharing import Shelf, function_names, refuse_other_numbers, share_weights
+from acmix.toolkit.adaptive.sharing import Shelf, function_names, nothing_in_common, refuse_other_numbers, share_weights
 from acmix.toolkit.adaptive.spec import AdaptiveSpec, Photo, Run, Stage, own
 from acmix.toolkit.artifact import Artifact, check_digests, open_artifact
 from acmix.toolkit.errors import GateError, UsageError
@@ -171,6 +172,22 @@ def test_networks_that_share_nothing_keep_their_files(exported: Exported, tmp_pa
     assert len(list(tmp_path.rglob("*.tflite"))) == 2
     one = dict(list(networks.items())[:1])
     assert "one network only" in share_weights(one, Shelf(tmp_path, "both", tmp_path / "log"))[1].reason
+
+
+def test_where_nothing_would_be_shared_core_ml_keeps_its_own_deployment(tmp_path: Path) -> None:
+    request = asked("coreml", out=tmp_path)
+    shared = {name: source.spec for name, source in request.spec.networks.items()}
+    assert nothing_in_common([spec.build() for spec in shared.values()]) == ""
+    nets = {name: Net() for name in shared}
+    apart = {name: own(replace(spec, build=partial(nets.get, name))) for name, spec in shared.items()}
+    request = replace(request, spec=replace(request.spec, networks=apart))
+    (outcome,) = export_adaptive(request, lambda *_: None)
+    assert outcome.error == "" and outcome.artifact is not None
+    sharing = outcome.artifact.manifest.sharing
+    assert sharing is not None and (sharing.file, sharing.size_bytes) == ("", 0)
+    assert sharing.reason.startswith("the networks share next to nothing: of 145,792 bytes of weights one file would")
+    for network in outcome.artifact.networks.values():
+        assert network.manifest.target.details["minimum_deployment"] == "ios16"
 
 
 def test_a_changed_and_an_exchanged_file_are_refused(spoiled: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
+from acmix.apps import adaptive
 from acmix.apps.adaptive_flags import unrolled_flags
 from acmix.apps.requests import ExportFlags, export_request
 from acmix.calibration.photos import read_photo_folder
@@ -20,8 +23,8 @@ from acmix.toolkit.adaptive.graph import OneHotCut, Unrolled
 from acmix.toolkit.adaptive.observe import every_stage
 from acmix.toolkit.adaptive.photos import SeededPhotos
 from acmix.toolkit.adaptive.proof import margins
-from acmix.toolkit.adaptive.runner import eager_model, load_adaptive, load_single
-from acmix.toolkit.adaptive.spec import AdaptiveSpec
+from acmix.toolkit.adaptive.runner import eager_model, load_adaptive, load_single, without_exits
+from acmix.toolkit.adaptive.spec import AdaptiveSpec, Crop, Run, Step
 from acmix.toolkit.adaptive.unrolled import OWN_WEIGHTS, join_origins, unrolled
 from acmix.toolkit.artifact import Artifact, WeightsOrigin
 from acmix.toolkit.conditioning import attainable
@@ -89,6 +92,25 @@ def test_the_one_graph_is_the_published_form_in_float64(tiny_spec: AdaptiveSpec)
     assert type(network.module) is Unrolled
 
 
+def test_networks_and_patches_may_be_called_like_attributes_of_torchs_own(tiny_spec: AdaptiveSpec) -> None:
+    other = {"policy": "type", "focus": "keys", "glance": "type_", "patch": "training"}
+
+    def renamed(step: Step) -> Step:
+        if isinstance(step, Run):
+            takes = tuple(other.get(name, name) for name in step.takes)
+            return msgspec.structs.replace(step, network=other.get(step.network, step.network), takes=takes)
+        return msgspec.structs.replace(step, gives="training") if isinstance(step, Crop) else step
+
+    stages = tuple(msgspec.structs.replace(s, steps=tuple(map(renamed, s.steps))) for s in tiny_spec.stages)
+    networks = {other.get(name, name): source for name, source in tiny_spec.networks.items()}
+    source = unrolled(replace(tiny_spec, stages=stages, networks=networks))
+    network, plain = (capture.build(one, "random", 7) for one in (source, unrolled(tiny_spec)))
+    prepared = prepare(network.module, source.spec, ["tflite"])
+    assert prepared["tflite"].error_float64 is not None and prepared["tflite"].error_float64 < 1e-12
+    image = image_of(next(iter(SeededPhotos(1, 3))), tiny_spec)
+    assert all(np.array_equal(a, b) for a, b in zip(network([image]), plain([image]), strict=True))
+
+
 def test_the_saved_file_agrees_with_eager_at_every_exit(tiny_unrolled: Artifact) -> None:
     manifest = tiny_unrolled.manifest
     assert manifest.proof.verdict == "passed"
@@ -122,6 +144,32 @@ def test_the_adaptive_artifact_and_the_one_file_agree(
             np.testing.assert_allclose(second.ravel(), trace.stages[1].logits, rtol=1e-3, atol=1e-4)
             assert whole(photo).label == trace.stages[1].logits.argmax()
     assert moved <= 2
+
+
+def test_profile_sets_the_stages_beside_the_one_graph(
+    tiny_pipeline: AdaptiveArtifact, tiny_unrolled: Artifact, some_photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adaptive.profile([tiny_unrolled.folder, tiny_pipeline.folder], some_photos, 1, True)
+    shown = capsys.readouterr()
+    answer = json.loads(shown.out)
+    graph, stages = answer["measurement"]["timings"]
+    assert len(graph["latency_ns"]) == len(stages["latency_ns"]) == 10
+    # One graph has one way; its published form is all stages.
+    assert set(graph["exits"]) == {0} != set(stages["exits"])
+    assert stages["mean_macs"] < graph["mean_macs"] == tiny_pipeline.manifest.exit_macs[-1]
+    assert answer["summary"][1]["ratio"] == np.mean(stages["latency_ns"]) / np.mean(graph["latency_ns"])
+    assert tiny_unrolled.name in shown.err and tiny_pipeline.name in shown.err
+
+
+def test_without_exits_every_stage_runs(tiny_pipeline: AdaptiveArtifact) -> None:
+    with load_adaptive(tiny_pipeline) as loaded:
+        everything = without_exits(loaded)
+        photos = list(SeededPhotos(6, 3))
+        assert {loaded(photo).exit for photo in photos} == {0, 1}
+        for photo in photos:
+            trace = everything(photo)
+            assert trace.exit == 1
+            assert np.array_equal(trace.stages[1].logits, loaded.every_stage(photo).stages[1].logits)
 
 
 class Edge(torch.nn.Module):
@@ -208,7 +256,8 @@ def test_a_cascade_takes_the_photo_as_each_stage_sees_it(tiny: str, some_photos:
     adaptive = find_adaptive(reference, imagenet=True)
     networks = {name: capture.build(source, None, 0) for name, source in adaptive.networks.items()}
     eager = eager_model(adaptive, networks)
-    result = evaluate.evaluate(outcome.artifact, folder, tmp_path / "log", lambda _: None, request.source.reference)
+    one = [outcome.artifact]
+    (result,), _ = evaluate.evaluate(one, folder, tmp_path / "log", lambda _: None, request.source.reference)
     assert result.agreement == 1.0 and not result.eager_missing
     assert set(result.exit_top1) == {"logits_1", "logits_2"}
     with load_single(outcome.artifact) as whole:
