@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -63,8 +62,6 @@ def _explain(error: BaseException) -> tuple[str, int]:
 
 def guard(command: Callable[[], Any]) -> None:
     """Run a program: errors become sentences and exit codes, never tracebacks."""
-    # Threads that spin while they wait steal the processor from the converters beside us (seen: a hundredfold).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for interruption in (signal.SIGINT, signal.SIGTERM):
         signal.signal(interruption, _interrupt)
     try:

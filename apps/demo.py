@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
@@ -59,8 +60,7 @@ def run(wheels: Path, out: Path) -> int:
     made = [o.artifact for o in outcomes if o.artifact is not None]
     runnable = [a for a in made if a.manifest.proof.executed_by == "runtime"]
     photos = read_photo_folder(out / "photos", request.source.spec.preprocess)
-    with Progress(console=screen, transient=True) as progress:
-        scores = {a.name: _score(a, photos, out, progress) for a in made if a.manifest.proof.executed_by}
+    scores = _scores([a for a in made if a.manifest.proof.executed_by], photos, out, screen)
     with screen.status("profiling") as status:
         measurement = profiling.profile(runnable, profiling.ProfileRequest(), out / "profile.log", status.update)
     saved = profiling.save(measurement, out)
@@ -73,9 +73,13 @@ def run(wheels: Path, out: Path) -> int:
     return max(o.exit_code for o in outcomes)
 
 
-def _score(artifact: Artifact, photos: PhotoFolder, out: Path, progress: Progress) -> Evaluation:
-    task = progress.add_task(artifact.name, total=len(photos))
-    return evaluate(artifact, photos, out / "evaluate.log", lambda n: progress.update(task, completed=n))
+def _scores(artifacts: Sequence[Artifact], photos: PhotoFolder, out: Path, screen: Console) -> dict[str, Evaluation]:
+    if not artifacts:
+        return {}
+    with Progress(console=screen, transient=True) as progress:
+        task = progress.add_task("evaluating", total=len(photos))
+        results, _ = evaluate(artifacts, photos, out / "evaluate.log", lambda n: progress.update(task, completed=n))
+    return {result.artifact: result for result in results}
 
 
 def _table(artifacts: Sequence[Artifact], scores: dict[str, Evaluation], measurement: profiling.Measurement) -> Table:

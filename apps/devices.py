@@ -87,6 +87,9 @@ def add(
     cores: Annotated[str, typer.Option("--cores", help="Processors to pin a runner to: 4,5,6,7.")] = "",
     threads: Annotated[int, typer.Option("--threads", help="Threads of the runtime.")] = 1,
     work_folder: Annotated[str, typer.Option("--work-folder", help="On the device; acmix makes its own in it.")] = "",
+    cache_mb: Annotated[
+        int, typer.Option("--cache-mb", help="The most it keeps of what was pushed; 0: nothing.")
+    ] = 256,
     description: Annotated[str, typer.Option("--description", help="One line for people.")] = "",
     project: Annotated[bool, typer.Option("--project", help="Into ./devices, not into your own folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a device of the same name.")] = False,
@@ -102,7 +105,7 @@ def add(
             f"there is no transport {transport!r}.{did_you_mean(transport, known)}\nWhat there is: {', '.join(known)}."
         )
     fields: dict[str, Any] = {"transport": transport, "address": address, "threads": threads}
-    fields |= {"work_folder": work_folder, "description": description}
+    fields |= {"work_folder": work_folder, "cache_mb": cache_mb, "description": description}
     device = Device(name, cores=_numbers(cores), **fields)
     file: Path = write(device, folders()[0 if project else 1], overwrite)
     if as_json:
@@ -115,11 +118,11 @@ def clean(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Devices on which nothing is measured now.")],
     as_json: Json = False,
 ) -> None:
-    """Remove every work folder of acmix from a device, those too that a power cut left there."""
+    """Remove all of acmix from a device: the files that it keeps, and every work folder, also of a power cut."""
     from acmix.toolkit.devices import connect, load_device
     from acmix.toolkit.devices._shell import ShellTransport
 
-    rows: list[dict[str, str | int]] = []
+    rows: list[dict[str, object]] = []
     devices = [load_device(name) for name in names]
     for device in devices:
         if device.transport not in ("adb", "ssh"):
@@ -127,11 +130,15 @@ def clean(
     for device in devices:
         with connect(device) as transport:
             assert isinstance(transport, ShellTransport)
-            rows.append({"name": device.name, "removed": transport.remove_every_work_folder()})
+            folders, kept = transport.remove_everything()
+            rows.append({"name": device.name, "removed": folders, "kept_files": kept.files, "kept_mb": kept.mb})
     if as_json:
         print_json("devices clean", devices=rows)
     for row in rows:
-        console().print(f"{row['name']}: {row['removed']} work folders removed")
+        console().print(
+            f"{row['name']}: {row['removed']} work folders removed, and {row['kept_files']} kept files of "
+            f"{row['kept_mb']} MB"
+        )
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -223,11 +223,12 @@ def draw(report: LayerReport, found: Sequence[Row], file: Path) -> None:
         axes.bar_label(bars, shares, padding=2, fontsize=7)
     axes.set_yticks(range(len(shown)), [row.module for row in shown], fontsize=8)
     axes.invert_yaxis()
-    axes.margins(x=0.08)
+    axes.margins(x=0.08, y=0.01)
     unit = "% of a profiled run, emulated" if report.is_emulated else "ms of a profiled run"
     axes.set_xlabel(f"{unit} (mean of the faster half)")
     where = "" if report.device == HOST_NAME else f" on {report.device}"
     threads = f"{report.threads} thread{'s' * (report.threads != 1)}"
     axes.set_title(f"{report.model}{where}: where the time goes, {threads}")
-    axes.legend(loc="lower right")
+    # Below: inside, it would cover a long bar.
+    figure.legend(loc="outside lower center", ncols=min(4, len(report.layers)), fontsize=8)
     figure.savefig(file, dpi=120)

@@ -121,9 +121,10 @@ def latencies(measurement: profiling.Measurement) -> Table:
     caption = f"{printable(c.machine.get('cpu', ''))}, {threads} {where}, governor {printable(c.governor)}"
     if "runtime" in c.machine:
         caption += f"\n{printable(c.machine['runtime'])}"
+    counted = any(t.instructions for t in measurement.timings)
     made = tables.table(
-        "artifact", ">runs", ">p50 ms", ">p90 ms", ">p99 ms", ">cv %", ">first ms", ">load ms", ">peak MB", ">ratio",
-        caption=caption,
+        "artifact", *[">M instructions"] * counted, ">runs", ">p50 ms", ">p90 ms", ">p99 ms", ">cv %", ">first ms",
+        ">load ms", ">peak MB", ">ratio", caption=caption,
     )  # fmt: skip
     for t, ratio in zip(measurement.timings, ratios(measurement.timings), strict=True):
         numbers = (
@@ -137,9 +138,15 @@ def latencies(measurement: profiling.Measurement) -> Table:
             ]
         )
         runs, memory = str(len(t.latency_ns)), f"{t.peak_memory_mb:.0f}"
+        count = [] if not counted else ["-" if t.median_instructions is None else f"{t.median_instructions / 1e6:.3f}"]
         # An emulator's ratios are as little those of the device as its milliseconds.
         made.add_row(
-            printable(t.artifact), runs, *numbers, memory, "emulated" if measurement.is_emulated else interval(ratio)
+            printable(t.artifact),
+            *count,
+            runs,
+            *numbers,
+            memory,
+            "emulated" if measurement.is_emulated else interval(ratio),
         )
     return made
 

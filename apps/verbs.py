@@ -148,40 +148,24 @@ def inspect(
 
 
 def evaluate(
-    artifact: Folder,
+    artifacts: Annotated[
+        list[Path], typer.Argument(metavar="ARTIFACT...", help="Folders that acmix-export wrote, of one network.")
+    ],
     data: Annotated[Path, typer.Option("--data", help="Photos with labels.csv (file,label) or a folder a class.")],
     model: OwnNetwork = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many photos, spread evenly.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Top-1 and top-5 on labelled photos, and agreement with the eager network."""
-    from rich.progress import Progress
-
-    from acmix.apps import tables
-    from acmix.calibration.photos import read_photo_folder
-    from acmix.toolkit import evaluate as evaluation
-    from acmix.toolkit.artifact import open_artifact
-
-    if is_adaptive(artifact):
+    """Top-1 and top-5 on labelled photos; agreement with the eager network, and of several files with one another."""
+    if any(map(is_adaptive, artifacts)):
         from acmix.apps import adaptive
 
-        return adaptive.evaluate(artifact, data, limit, model, as_json)
-    opened = open_artifact(artifact)
-    samples = read_photo_folder(data, opened.manifest.preprocess, opened.manifest.further_preprocess)
-    samples = samples.first(limit) if limit else samples
-    screen = console()
-    with log_file(artifact, "evaluate") as log, Progress(console=screen, transient=True) as progress:
-        task = progress.add_task(opened.name, total=len(samples))
-        result = evaluation.evaluate(opened, samples, log, lambda n: progress.update(task, completed=n), model)
-    if as_json:
-        print_json("evaluate", evaluation=result)
-    screen.print(tables.evaluations([result]))
-    if result.exit_top1:
-        shares = ", ".join(f"{name} {tables.percent(share, result.photos)}" for name, share in result.exit_top1.items())
-        screen.print(f"Top-1 by exit: {shares}")
-    if result.eager_missing:
-        screen.print(f"No agreement with eager: {result.eager_missing}")
-    return None
+        if len(artifacts) > 1:
+            raise UsageError("an adaptive artifact is evaluated by itself.\nGive one folder, or single networks only.")
+        return adaptive.evaluate(artifacts[0], data, limit, model, as_json)
+    from acmix.apps import evaluation
+
+    return evaluation.show(artifacts, data, limit, model, as_json)
 
 
 def exits(

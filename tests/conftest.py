@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import gc
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 from acmix.apps.requests import ExportFlags, export_request
 from acmix.toolkit import catalog, pipeline
 from acmix.toolkit.artifact import Artifact, open_artifact
 
-# Before torch loads: OpenMP threads that spin while they wait starve the runtimes under test.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# To look for garbage among what the collection imports, then and ever after, takes a tenth of a worker's time.
+gc.disable()
 
 ROOT = Path(__file__).parent.parent
 TINY = f"{ROOT / 'tests' / 'tiny_net.py'}:make_net"
@@ -32,6 +33,12 @@ def targets_of(precision: str) -> list[str]:
 
 def no_progress(target: str, stage: pipeline.Stage, seconds: float) -> None:
     """Nobody watches."""
+
+
+def pytest_collection_finish() -> None:
+    """Asked by pytest: what was imported stays, and from now on garbage is collected as always."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
@@ -91,14 +98,30 @@ def export_tiny(precision: str, folder: Path) -> None:
 
 # Their files share neighbours, or artifacts that are not shared between workers.
 TOGETHER = ("tests/devices/", "tests/toolkit/adaptive/")
+# These have neighbours of their own.
+APART = ("tests/devices/test_hostile_device.py", "tests/devices/test_machine.py")
+# Few tests that take minutes: begun late they would be waited for.
+FIRST = (
+    "tests/devices/",
+    "tests/end_to_end/",
+    "tests/toolkit/adaptive/",
+    "tests/toolkit/test_compare.py",
+    "tests/toolkit/test_pipeline.py",
+    "tests/toolkit/models/test_dvt.py",
+)
 
 
 class FileScheduling(LoadScopeScheduling):
-    """With several workers a file stays whole on one of them, and so does a folder of TOGETHER."""
+    """With several workers a file stays whole on one of them, and so does a folder of TOGETHER; the longest first."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return next((folder for folder in TOGETHER if file.startswith(folder)), file)
+        return file if file in APART else next((folder for folder in TOGETHER if file.startswith(folder)), file)
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        if (first := next((s for part in FIRST for s in self.workqueue if s.startswith(part)), None)) is not None:
+            self.workqueue.move_to_end(first, last=False)
+        super()._assign_work_unit(node)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FileScheduling:

@@ -33,20 +33,6 @@ def make_net() -> nn.Module:
     return net
 
 
-def make_two_outputs() -> nn.Module:
-    """A network that gives a map and scores, in a dict."""
-
-    class TwoOutputs(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = make_net()
-
-        def forward(self, x: Tensor) -> dict[str, Tensor]:
-            return {"features": self.net.stem(x), "scores": self.net(x)}
-
-    return TwoOutputs()
-
-
 def make_branching() -> nn.Module:
     """A network that torch.export refuses: its path depends on a value."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,13 +12,15 @@ import numpy as np
 
 from acmix.toolkit._remote_runner import RemoteRunner, RunnerBundle, start_runner
 from acmix.toolkit.artifact import Artifact, check_digests
-from acmix.toolkit.conditions import Identity, State
+from acmix.toolkit.conditions import Conditions, Gate, Identity, State
 from acmix.toolkit.device import Transport, printable
 from acmix.toolkit.devices._guard import guarded_folder
 from acmix.toolkit.errors import GateError, UsageError
 from acmix.toolkit.execute import Reference, compared, file_inputs
 from acmix.toolkit.joining import RUNNER, own_file
+from acmix.toolkit.journal import Journal
 from acmix.toolkit.measure import Timed
+from acmix.toolkit.measurement import Header, Subject
 from acmix.toolkit.profile import MOST_PHOTOS, interface_of
 from acmix.toolkit.reproof import judged, stored_references
 from acmix.toolkit.samples import Samples
@@ -29,6 +31,8 @@ from acmix.toolkit.verify import Proof
 TIMED_PROBE = "noise"
 MOST_THREADS = 256
 EMULATED_WARM_UP_S = 0.5
+COUNTED_RUNS = 3
+FLAG = "counts_instructions"
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def send_and_prove(
         check_digests(artifact)
     report(f"{transport.device.name}: sending")
     bundles = {bundle.name: bundle for _, bundle in artifacts}
-    folders = {name: transport.push(bundle.folder, f"runners/{name}") for name, bundle in bundles.items()}
+    folders = {name: transport.push(bundle.folder, f"runners/{name}", keep=True) for name, bundle in bundles.items()}
     placed = [
         place(transport, artifact, bundle, folders[bundle.name], number, photos[number] if photos else None)
         for number, (artifact, bundle) in enumerate(artifacts)
@@ -90,20 +94,24 @@ def place(
     """
     below = f"models/{number}"
     model = own_file(artifact, RUNNER)
-    file = transport.push(model, f"{below}/{model.name}")
-    references = tuple(stored_references(artifact))
-    interface, inputs, turns = interface_of(artifact), {}, []
+    file = transport.push(model, f"{below}/{model.name}", keep=True)
+    references, interface = tuple(stored_references(artifact)), interface_of(artifact)
+    probes = {one.identifier: file_inputs(one.inputs, interface) for one in references}
+    inputs = _push_inputs(transport, f"{below}/inputs", probes.items(), keep=True)
+    # A user's photos do not stay there.
+    fed = ((f"photo-{i}", file_inputs(each, interface)) for i, each in enumerate(islice(photos or (), MOST_PHOTOS)))
+    turns = tuple(_push_inputs(transport, f"{below}/photos", fed, keep=False).values()) if photos is not None else ()
+    return Placed(artifact, bundle, folder, file, references, inputs, turns or (inputs[TIMED_PROBE],))
+
+
+def _push_inputs(
+    transport: Transport, name: str, fed: Iterable[tuple[str, Sequence[Array]]], keep: bool
+) -> dict[str, tuple[str, ...]]:
+    """Inputs by their stems, pushed under `name`; the paths there."""
     with guarded_folder("acmix-inputs-") as here:
-        for reference in references:
-            inputs[reference.identifier] = write_inputs(
-                here, reference.identifier, file_inputs(reference.inputs, interface)
-            )
-        for turn, sample in enumerate(islice(photos or (), MOST_PHOTOS)):
-            turns.append(write_inputs(here, f"photo-{turn}", file_inputs(sample, interface)))
-        there = transport.push(here, f"{below}/inputs")
-    paths = {identifier: tuple(f"{there}/{name}" for name in names) for identifier, names in inputs.items()}
-    fed = tuple(tuple(f"{there}/{name}" for name in names) for names in turns)
-    return Placed(artifact, bundle, folder, file, references, paths, fed or (paths[TIMED_PROBE],))
+        names = {stem: write_inputs(here, stem, arrays) for stem, arrays in fed}
+        there = transport.push(here, name, keep)
+    return {stem: tuple(f"{there}/{each}" for each in files) for stem, files in names.items()}
 
 
 def write_inputs(folder: Path, stem: str, arrays: Sequence[Array]) -> tuple[str, ...]:
@@ -120,6 +128,28 @@ def run_probes(transport: Transport, placed: Placed, threads: int) -> dict[str, 
     with placed.start(transport) as runner:
         runner.load(placed.file, threads)
         return {identifier: runner.run(files)[1] for identifier, files in placed.inputs.items()}
+
+
+def count_instructions(
+    transport: Transport, placed: Sequence[Placed], identity: Identity, threads: int
+) -> dict[int, tuple[int, ...]]:
+    """What an inference of each takes, by place; GateError where the device cannot count, or is a real one."""
+    name = transport.device.name
+    if not identity.emulation:
+        raise GateError(f"{name} is no emulated device: it has a latency.\nTake {FLAG} out of {name}.toml.")
+    if threads != 1:
+        raise GateError(f"{name}: instructions of one thread are counted, {threads} were asked.\nUse --threads 1.")
+    found = {}
+    for number, each in enumerate(placed):
+        with each.start(transport) as runner:
+            runner.load(each.file, threads)
+            runner.run(each.turns[0])
+            try:
+                found[number] = runner.count(COUNTED_RUNS)
+            except GateError as error:
+                cure = f"Boot qemu-system with -icount shift=1, or take {FLAG} out of {name}.toml."
+                raise GateError(f"{error}\n{cure}") from error
+    return found
 
 
 def _prove(transport: Transport, placed: Placed, threads: int) -> Proof:
@@ -186,3 +216,34 @@ def described(transport: Transport, placed: Sequence[Placed], identity: Identity
         "system": printable(identity.system or ""),
         "runtime": "; ".join(dict.fromkeys(each.bundle.runtime for each in placed)),
     }
+
+
+def conditions_of(
+    transport: Transport, placed: Sequence[Placed], threads: int, identity: Identity, state: State, gate: Gate
+) -> Conditions:
+    """What is known before the first run. state: a reading of now."""
+    cores = transport.device.cores
+    return Conditions(threads, cores, _governor(state, cores), described(transport, placed, identity), identity, gate)
+
+
+def _governor(state: State, cores: Sequence[int]) -> str:
+    """Of the processors that are used, of all when the system chooses; 'unknown' where none is told."""
+    clocks = [c for c in state.clocks or () if not cores or set(c.cpus) & set(cores)]
+    names = dict.fromkeys(printable(c.governor, 40) for c in clocks if c.governor)
+    return ", ".join(names) or "unknown"
+
+
+def subject_of(placed: Placed) -> Subject:
+    """What is measured of an artifact."""
+    m = placed.artifact.manifest
+    return Subject(placed.artifact.name, m.target.name, m.recipe.name, m.files[0].sha256)
+
+
+def opened_journal(stack: contextlib.ExitStack, file: Path | None, header: Header) -> Journal | None:
+    """A new journal that the stack closes."""
+    if file is None:
+        return None
+    journal = Journal(file)
+    stack.callback(journal.close)
+    journal.write(header)
+    return journal

@@ -15,7 +15,7 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from acmix.toolkit.device import LineStream, Transport, printable
+from acmix.toolkit.device import LineStream, LongLineError, Transport, printable
 from acmix.toolkit.errors import GateError
 from acmix.toolkit.kernels import Noted, Notes
 from acmix.toolkit.measure import Timed
@@ -32,6 +32,9 @@ MOST_KERNELS = 10_000
 LONGEST_NAME = 300
 """Characters; what is behind them goes."""
 MOST_NS = 10**13
+LOOP = 2_000_000
+"""Instructions of the loop in instructions.c."""
+COUNT_TOLERANCE = 0.01
 FOLDER = "{folder}"
 
 
@@ -61,6 +64,8 @@ class _Reply(msgspec.Struct, frozen=True):
     latency_ns: tuple[int, ...] = ()
     peak_memory_kb: int = 0
     outputs: tuple[str, ...] = ()
+    instructions: tuple[int, ...] = ()
+    loops: tuple[int, ...] = ()
 
 
 class _Profile(msgspec.Struct, frozen=True):
@@ -107,12 +112,32 @@ class RemoteRunner:
         command: dict[str, object] = {"do": "time", "count": 1}
         return self._one(self._ask({**command, "inputs": list(inputs)} if inputs else command, RUN_TIMEOUT_S))
 
+    def count(self, runs: int) -> tuple[int, ...]:
+        """Instructions in user mode of so many more inferences, each a count of its own.
+
+        Raises GateError, too, where the processor does not count a loop that is known, or not twice alike.
+        """
+        reply = self._ask({"do": "count", "count": runs}, RUN_TIMEOUT_S)
+        if len(reply.instructions) != runs or len(reply.loops) != 2 or min(*reply.instructions, *reply.loops) <= 0:
+            raise self._nonsense(f"{len(reply.instructions)} counts of {runs} runs")
+        for what, counts, least in (
+            ("a loop", reply.loops, LOOP),
+            ("a run", reply.instructions, min(reply.instructions)),
+        ):
+            if not least <= min(counts) <= max(counts) <= least * (1 + COUNT_TOLERANCE):
+                wanted = f", which has {LOOP}" if what == "a loop" else ""
+                raise GateError(
+                    f"{self.device}: its processor's counter of instructions cannot be believed: for {what}{wanted} it "
+                    f"gives {min(counts)} and {max(counts)}.\nMeasure again with nothing else running there."
+                )
+        return reply.instructions
+
     def kernels(self) -> Notes:
         """What a profiled file ran in all of its runs; asked once, after the last one."""
         try:
             told = self._answer({"do": "kernels"}, RUN_TIMEOUT_S, NOTES_LIMIT_BYTES, _Profile)
-        except GateError as error:
-            raise GateError(f"{error}\nIf the profile is too long, profile fewer runs: --runs 20.") from error
+        except LongLineError as error:
+            raise GateError(f"{error}\nThe profile is too long: profile fewer runs, --runs 20.") from error
         if (most := max(map(len, (told.kernels, *told.runs)))) > MOST_KERNELS:
             raise self._nonsense(f"{most} kernels")
         for place, ns in itertools.chain.from_iterable(told.runs):

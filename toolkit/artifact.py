@@ -17,6 +17,7 @@ from acmix.toolkit.ranges import KeptFloat, Observer
 from acmix.toolkit.recipe import Recipe, Tolerance
 from acmix.toolkit.rewrite import AppliedRewrite
 from acmix.toolkit.samples import Probes
+from acmix.toolkit.session import Cpus, SessionRequest
 from acmix.toolkit.spec import Preprocess, TensorSpec
 from acmix.toolkit.target import ExecutedBy, Placement, executor
 from acmix.toolkit.verify import Proof, SampleSet
@@ -192,6 +193,11 @@ class Artifact:
             return None
         inputs, outputs = self.manifest.file_inputs, self.manifest.file_outputs
         return Function(self.manifest.function, tuple(s.name for s in inputs), tuple(s.name for s in outputs))
+
+    def session(self, by: ExecutedBy = "runtime", threads: int = 1, cpus: Cpus = None) -> SessionRequest:
+        """What a child process loads to run this artifact, and where."""
+        target, file = self.manifest.target.name, str(self.model_file)
+        return SessionRequest(target, file, threads, cpus, by == "reference", function=self.function)
 
     @property
     def size_bytes(self) -> int:

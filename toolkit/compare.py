@@ -14,7 +14,7 @@ from acmix.toolkit.execute import Reference, compared, read_references, run_samp
 from acmix.toolkit.profile import interface_of
 from acmix.toolkit.recipe import FLOOR_DB, Tolerance
 from acmix.toolkit.samples import Probes, Samples
-from acmix.toolkit.session import SessionRequest, open_session
+from acmix.toolkit.session import open_session
 from acmix.toolkit.target import Array, ExecutedBy
 from acmix.toolkit.verify import Agreement, Compared, agree
 
@@ -199,13 +199,7 @@ def _stored(artifact: Artifact, samples: Iterable[tuple[str, tuple[Array, ...]]]
 
 def _outputs(artifact: Artifact, references: Sequence[Reference], log: Path) -> list[list[Array]]:
     interface = interface_of(artifact)
-    request = SessionRequest(
-        artifact.manifest.target.name,
-        str(artifact.model_file),
-        reference=runs_by(artifact) == "reference",
-        function=artifact.function,
-    )
-    with open_session(request, log) as session:
+    with open_session(artifact.session(runs_by(artifact)), log) as session:
         session.load()
         return [run_sample(session, reference.inputs, interface) for reference in references]
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from acmix.toolkit.errors import GateError
+
 TransportName = Literal["local", "adb", "ssh", "ios"]
 Availability = Literal["ready", "offline", "unauthorized", "not paired", "absent"]
 
@@ -27,6 +29,8 @@ class Device:
     address: the adb serial, the ssh host (user@host or a name of the ssh config) or the UDID; '' for local.
     cores: the processors to pin a runner to; () leaves it to the system.
     work_folder: on the device, made and removed by acmix; '' takes the transport's own.
+    cache_mb: the most that the device keeps of what was pushed, for the next call; 0 keeps nothing.
+    counts_instructions: an emulated machine whose processor counts the instructions of an inference.
     """
 
     name: str
@@ -36,6 +40,8 @@ class Device:
     threads: int = 1
     work_folder: str = ""
     description: str = ""
+    cache_mb: int = 256
+    counts_instructions: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,10 @@ class Completed:
     stderr: bytes
 
 
+class LongLineError(GateError):
+    """The other side sent a line longer than it may be."""
+
+
 class LineStream(Protocol):
     """A running command on the device, spoken to in lines."""
 
@@ -68,7 +78,7 @@ class LineStream(Protocol):
         """Send all of it; GateError when the other side is gone or does not read."""
 
     def readline(self, timeout_s: float, limit_bytes: int) -> bytes:
-        """One line with its newline. GateError: the command ended, nothing came in time, the line is too long."""
+        """One line with its newline. GateError: the command ended, nothing came in time; LongLineError: too long."""
 
 
 class Transport(Protocol):
@@ -86,10 +96,11 @@ class Transport(Protocol):
     def stream(self, command: Sequence[str]) -> AbstractContextManager[LineStream]:
         """The command as a two-way line stream; it is ended, on the device too, when the context closes."""
 
-    def push(self, source: Path, name: str) -> str:
+    def push(self, source: Path, name: str, keep: bool = False) -> str:
         """A file or folder into the work folder under `name`; the remote path.
 
-        Checked by SHA-256 there, skipped when the device holds it already, resumed when a push was cut.
+        Checked by SHA-256 there, skipped when the device holds it already, resumed when a push was cut.  keep: the
+        device keeps a copy for the next call, as far as its cache_mb allows.
         """
 
     def pull(self, remote: str, destination: Path) -> None:
@@ -99,7 +110,7 @@ class Transport(Protocol):
         """A file of sysfs or procfs, without the last newline; None when it is missing or unreadable: unknown."""
 
     def remove_work_folder(self) -> None:
-        """Remove what acmix put on the device."""
+        """Remove what acmix put on the device, but for what it keeps for the next call."""
 
 
 def printable(data: bytes | str, limit: int = 400) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from acmix.toolkit.execute import run_sample, snapped
 from acmix.toolkit.profile import interface_of
 from acmix.toolkit.samples import Samples
 from acmix.toolkit.session import SessionRequest, open_session
-from acmix.toolkit.spec import TensorSpec
+from acmix.toolkit.spec import Preprocess, TensorSpec
 from acmix.toolkit.target import Array
 from acmix.toolkit.verify import snr_db
 
@@ -47,6 +49,15 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class SameTop1:
+    """Two artifacts on the same photos: the share, 0 to 1, that both give the same top-1."""
+
+    a: str
+    b: str
+    share: float
+
+
+@dataclass(frozen=True)
 class _Row:
     label: int | None
     found: Array
@@ -55,37 +66,78 @@ class _Row:
 
 
 def evaluate(
-    artifact: Artifact, samples: Samples, log: Path, advance: Callable[[int], None], model: str | None = None
-) -> Evaluation:
-    """Run every photo through the saved file and through eager float32.
+    artifacts: Sequence[Artifact],
+    samples: Samples,
+    log: Path,
+    advance: Callable[[int], None],
+    model: str | None = None,
+) -> tuple[list[Evaluation], list[SameTop1]]:
+    """Run every photo through each saved file and once through eager float32; and how often two files agree.
 
-    Raises UsageError when the artifact cannot run here, was changed, or does not classify.
+    Raises UsageError when an artifact cannot run here, was changed, does not classify, or is of another network than
+    the first.
     """
+    requests = [_request(artifact) for artifact in artifacts]
+    for other in artifacts[1:]:
+        _check_alike(artifacts[0], other)
+    eager, missing = rebuild(artifacts[0], model)
+    labels = samples.labels or (None,) * len(samples)
+    rows: list[list[_Row]] = [[] for _ in artifacts]
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(open_session(request, log)) for request in requests]
+        for session in sessions:
+            session.load()
+        for count, (label, inputs) in enumerate(zip(labels, samples, strict=True), 1):
+            wanted: dict[Preprocess | None, list[Array]] = {}
+            for artifact, session, made in zip(artifacts, sessions, rows, strict=True):
+                snap = artifact.manifest.preprocess if artifact.manifest.pixel_grid else None
+                fed = snapped(inputs, snap)
+                if eager is not None and snap not in wanted:
+                    wanted[snap] = eager(fed)
+                made.append(_row(artifact, label, run_sample(session, fed, interface_of(artifact)), wanted.get(snap)))
+            advance(count)
+    pairs = itertools.combinations(zip(artifacts, rows, strict=True), 2)
+    between = [SameTop1(a.name, b.name, _same_top1(ones, others)) for (a, ones), (b, others) in pairs]
+    return [_judge(a, samples, made, missing) for a, made in zip(artifacts, rows, strict=True)], between
+
+
+def _request(artifact: Artifact) -> SessionRequest:
+    """What runs the file, or UsageError where it is of no use here."""
     check_digests(artifact)
-    manifest = artifact.manifest
-    if not manifest.model.classifies:
+    if not artifact.manifest.model.classifies:
         raise UsageError(f"{artifact.name} gives no class scores, so there is no top-1 to evaluate.")
     by, reason = executed_by(artifact)
     if not by:
         raise UsageError(f"{artifact.name} cannot be evaluated on this host: {reason}")
-    eager, missing = rebuild(artifact, model)
-    interface = interface_of(artifact)
-    scores = output_of_scores(manifest.outputs, manifest.model.exits)
-    snap = manifest.preprocess if manifest.pixel_grid else None
-    labels = samples.labels or (None,) * len(samples)
-    rows: list[_Row] = []
-    request = SessionRequest(
-        manifest.target.name, str(artifact.model_file), reference=by == "reference", function=artifact.function
-    )
-    with open_session(request, log) as session:
-        session.load()
-        for label, inputs in zip(labels, samples, strict=True):
-            fed = snapped(inputs, snap)
-            found = run_sample(session, fed, interface)
-            exits = tuple(found[i] for i in outputs_of_scores(manifest.outputs, manifest.model.exits))
-            rows.append(_Row(label, found[scores], eager(fed)[scores] if eager else None, exits))
-            advance(len(rows))
-    return _judge(artifact, samples, rows, missing)
+    return artifact.session(by)
+
+
+def _check_alike(first: Artifact, other: Artifact) -> None:
+    """Eager runs once for all, so weights, inputs and what is made of a photo have to be the same."""
+    one, two = first.manifest, other.manifest
+    unlike = {
+        "other weights": one.model.weights.digest != two.model.weights.digest,
+        "other inputs": one.inputs != two.inputs,
+        "other outputs": one.outputs != two.outputs,
+        "another preprocessing": (one.preprocess, one.further_preprocess) != (two.preprocess, two.further_preprocess),
+    }
+    if words := [word for word, differs in unlike.items() if differs]:
+        raise UsageError(
+            f"{other.name} has {' and '.join(words)} than {first.name}, so the two are of different networks.\n"
+            "Artifacts of one network are evaluated together; evaluate this one by itself."
+        )
+
+
+def _row(artifact: Artifact, label: int | None, found: list[Array], eager: list[Array] | None) -> _Row:
+    outputs, exits = artifact.manifest.outputs, artifact.manifest.model.exits
+    scores = output_of_scores(outputs, exits)
+    of_exits = tuple(found[i] for i in outputs_of_scores(outputs, exits))
+    return _Row(label, found[scores], eager[scores] if eager else None, of_exits)
+
+
+def _same_top1(ones: Sequence[_Row], others: Sequence[_Row]) -> float:
+    hits = [one.found.argmax() == other.found.argmax() for one, other in zip(ones, others, strict=True)]
+    return sum(map(bool, hits)) / len(hits)
 
 
 def outputs_of_scores(outputs: Sequence[TensorSpec], exits: Sequence[str] = ()) -> tuple[int, ...]:

@@ -65,9 +65,9 @@ class Journal:
         os.close(self._stream)
 
 
-def journal_beside(folder: Path) -> Path:
-    """A journal's name that is free: the time, and a number where that second is taken."""
-    stem = f"profile-{time.strftime('%Y%m%d-%H%M%S')}"
+def journal_beside(folder: Path, kind: str = "profile") -> Path:
+    """A journal's name that is free: what it is of, the time, and a number where that second is taken."""
+    stem = f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
     names = (f"{stem}{f'-{number}' if number else ''}" for number in range(1000))
     for name in names:
         if not (folder / f"{name}{SUFFIX}").exists() and not (folder / f"{name}.json").exists():

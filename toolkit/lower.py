@@ -21,6 +21,7 @@ import msgspec
 from acmix.toolkit import catalog
 from acmix.toolkit.child import answer_and_leave, converter_environment, in_one_line, private_stdout
 from acmix.toolkit.errors import AcmixError, GateError, UsageError
+from acmix.toolkit.imports import collecting_nothing
 from acmix.toolkit.ranges import load_ranges
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.spec import Preprocess, TensorSpec
@@ -145,7 +146,8 @@ def main(arguments: Sequence[str]) -> None:
     answers = private_stdout()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     target = arguments[0]
-    catalog.load_target(target).preload()
+    with collecting_nothing():
+        catalog.load_target(target).preload()
     line = sys.stdin.buffer.readline()
     if not line:
         return

@@ -30,7 +30,8 @@ class Timings:
 
     load_ns: imports not counted. first_run_ns: the first inference after loading; both of the first process.
     warm_up_ns: the runs before the steady state. process_starts: places in latency_ns where a new process began.
-    emulated: these are no latency of a real device. peak_memory_mb: of the whole process, its
+    emulated: these are no latency of a real device. instructions: of some inferences there, where they were counted.
+    peak_memory_mb: of the whole process, its
     Python and runtime included.
     """
 
@@ -46,6 +47,12 @@ class Timings:
     is_steady: bool = True
     emulated: bool = False
     process_starts: tuple[int, ...] = (0,)
+    instructions: tuple[int, ...] = ()
+
+    @property
+    def median_instructions(self) -> int | None:
+        """Of an inference; None where nobody counted."""
+        return int(np.median(self.instructions)) if self.instructions else None
 
     @property
     def processes(self) -> tuple[tuple[int, ...], ...]:
@@ -71,12 +78,16 @@ class Timings:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: an artifact, by its name and the digest of its model file."""
+    """What is measured: an artifact, by its name and the digest of its model file.
+
+    instructions: of some inferences, counted before; only on an emulated device that can.
+    """
 
     artifact: str
     target: str
     precision: str
     file_sha256: str
+    instructions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,6 +149,7 @@ def assemble(header: Header, recorder: Recorder, cut: str) -> Measurement:
                 samples.is_steady,
                 emulated,
                 tuple(samples.process_starts) or (0,),
+                subject.instructions,
             )
         )
     shapes = [Shape(t.artifact, t.latency_ns, t.is_steady, r) for t, r in zip(timings, ratios(timings), strict=True)]
@@ -147,7 +159,7 @@ def assemble(header: Header, recorder: Recorder, cut: str) -> Measurement:
 def summaries(measurement: Measurement) -> list[dict[str, Any]]:
     """Numbers of every artifact, computed from its raw samples; the ratio is to the first, with its 95 % interval.
 
-    An emulated device's milliseconds are not among them.
+    An emulated device's milliseconds are not among them; its instructions are, where they were counted.
     """
     rows: list[dict[str, Any]] = []
     found = ratios(measurement.timings)
@@ -155,7 +167,8 @@ def summaries(measurement: Measurement) -> list[dict[str, Any]]:
     for timing, ratio in zip(measurement.timings, found, strict=True):
         row: dict[str, Any] = {"artifact": timing.artifact, "runs": len(timing.latency_ns)}
         if measurement.is_emulated:
-            rows.append({**row, "emulated": True})
+            counted = {"instructions": timing.median_instructions} if timing.instructions else {}
+            rows.append({**row, "emulated": True, **counted})
             continue
         if timing.latency_ns:
             row |= {f"p{p}_ms": timing.percentile_ms(p) for p in (50, 90, 99)}

@@ -20,7 +20,7 @@ from acmix.toolkit.journal import Journal
 from acmix.toolkit.measure import PRESETS, Event, Plan, Preset, Recorder, Timed, Watch, keep, measure
 from acmix.toolkit.measurement import Header, Measurement, Subject, assemble, read_measurement, save, summaries
 from acmix.toolkit.samples import Probes, Samples
-from acmix.toolkit.session import Session, SessionRequest, open_session
+from acmix.toolkit.session import Session, open_session
 from acmix.toolkit.state.reading import (
     busiest,
     files_below,
@@ -174,9 +174,7 @@ def _journal(file: Path | None, header: Header) -> Iterator[Journal | None]:
 
 
 def _open(artifact: Artifact, request: ProfileRequest, log: Path) -> contextlib.AbstractContextManager[Session]:
-    file, cpus = str(artifact.model_file), _pinned(request.threads)
-    asked = SessionRequest(artifact.manifest.target.name, file, request.threads, cpus, function=artifact.function)
-    return open_session(asked, log)
+    return open_session(artifact.session(threads=request.threads, cpus=_pinned(request.threads)), log)
 
 
 class _HostLane:

@@ -14,21 +14,22 @@ from acmix.toolkit._remote_place import (
     EMULATED_WARM_UP_S,
     Placed,
     RemoteLane,
-    described,
+    conditions_of,
+    count_instructions,
+    opened_journal,
     place,
     reader,
     run_probes,
     send_and_prove,
+    subject_of,
 )
 from acmix.toolkit._remote_runner import RunnerBundle
 from acmix.toolkit.artifact import Artifact
-from acmix.toolkit.conditions import Conditions, State
-from acmix.toolkit.device import Transport, printable
+from acmix.toolkit.device import Transport
 from acmix.toolkit.errors import GateError
 from acmix.toolkit.gate import wait_until_ready
-from acmix.toolkit.journal import Journal
 from acmix.toolkit.measure import Event, Recorder, Watch, keep, measure
-from acmix.toolkit.measurement import Header, Measurement, Subject, assemble
+from acmix.toolkit.measurement import Header, Measurement, assemble
 from acmix.toolkit.profile import ProfileRequest, inputs_named
 from acmix.toolkit.samples import Samples
 from acmix.toolkit.target import Array
@@ -65,7 +66,7 @@ def outputs_on_device(
     transport: Transport, artifact: Artifact, bundle: RunnerBundle, threads: int = 1
 ) -> dict[str, list[Array]]:
     """What a file gives on a device on each of its probes, by probe, in the file's own layout; not judged."""
-    folder = transport.push(bundle.folder, f"runners/{bundle.name}")
+    folder = transport.push(bundle.folder, f"runners/{bundle.name}", keep=True)
     placed = place(transport, artifact, bundle, folder, 0)
     return run_probes(transport, placed, threads)
 
@@ -85,13 +86,14 @@ def _measure(
         # A steady state of an emulator means nothing: do not wait for it.
         request = replace(request, warm_up_limit_s=min(request.warm_up_limit_s, EMULATED_WARM_UP_S))
     gate = wait_until_ready(lambda: read(False), request.wait_s, lambda said: report(f"{name}: {said}"))
-    conditions = Conditions(
-        request.threads, transport.device.cores, _governor(read(False), transport.device.cores),
-        described(transport, placed, identity), identity, gate,
-    )  # fmt: skip
-    header = Header(tuple(map(_subject, placed)), request.plan, fed, conditions)
+    conditions = conditions_of(transport, placed, request.threads, identity, read(False), gate)
+    counted = (
+        count_instructions(transport, placed, identity, request.threads) if transport.device.counts_instructions else {}
+    )
+    subjects = [replace(subject_of(each), instructions=counted.get(number, ())) for number, each in enumerate(placed)]
+    header = Header(tuple(subjects), request.plan, fed, conditions)
     with contextlib.ExitStack() as stack:
-        recorder = Recorder(len(placed), _opened(stack, journal, header))
+        recorder = Recorder(len(placed), opened_journal(stack, journal, header))
         told = Watch(read, lambda said: report(f"{name}: {said}"))
         try:
             cut = keep(recorder, lambda: _measure_processes(transport, placed, request, recorder, told))
@@ -112,24 +114,3 @@ def _measure_processes(
             runners = [stack.enter_context(each.start(transport)) for each in placed]
             lanes = [RemoteLane(runner, each, request.threads) for runner, each in zip(runners, placed, strict=True)]
             measure(lanes, request.plan.share, recorder, watch)
-
-
-def _governor(state: State, cores: Sequence[int]) -> str:
-    """Of the processors that are used, of all when the system chooses; 'unknown' where none is told."""
-    clocks = [c for c in state.clocks or () if not cores or set(c.cpus) & set(cores)]
-    names = dict.fromkeys(printable(c.governor, 40) for c in clocks if c.governor)
-    return ", ".join(names) or "unknown"
-
-
-def _subject(placed: Placed) -> Subject:
-    m = placed.artifact.manifest
-    return Subject(placed.artifact.name, m.target.name, m.recipe.name, m.files[0].sha256)
-
-
-def _opened(stack: contextlib.ExitStack, file: Path | None, header: Header) -> Journal | None:
-    if file is None:
-        return None
-    journal = Journal(file)
-    stack.callback(journal.close)
-    journal.write(header)
-    return journal

@@ -7,8 +7,9 @@ The device tells raw notes; what they mean is found here, by the code that reads
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from acmix.toolkit._layer_report import (
     WARM_UP_LIMIT_S,
@@ -23,21 +24,26 @@ from acmix.toolkit._remote_place import (
     EMULATED_WARM_UP_S,
     Placed,
     RemoteLane,
+    conditions_of,
     described,
+    opened_journal,
     reader,
     send_and_prove,
+    subject_of,
     write_inputs,
 )
 from acmix.toolkit._remote_runner import RemoteRunner, RunnerBundle, start_runner
 from acmix.toolkit.artifact import Artifact
 from acmix.toolkit.compute_floor import floor_file
-from acmix.toolkit.conditions import Identity
+from acmix.toolkit.conditions import Gate, Identity
 from acmix.toolkit.device import Transport
 from acmix.toolkit.devices._guard import guarded_folder
 from acmix.toolkit.errors import GateError, UsageError
 from acmix.toolkit.kernels import KernelTimes, Notes
 from acmix.toolkit.layer_times import LayerReport
 from acmix.toolkit.measure import Lane, Plan, Recorder, Timed, Watch, measure
+from acmix.toolkit.measurement import Header, Subject
+from acmix.toolkit.profile import inputs_named
 from acmix.toolkit.session import SessionRequest, open_session
 
 NO_FLOOR = "no compute floor was measured: the device is emulated"
@@ -49,11 +55,13 @@ def profile_layers_on_device(
     artifacts: Sequence[tuple[Artifact, RunnerBundle]],
     request: LayersRequest,
     report: Callable[[str], None],
+    journal: Path | None = None,
 ) -> LayerReport:
     """Prove artifacts of one network on a device, time their kernels there, and say of which module each is.
 
-    Raises UsageError for artifacts of several networks or a changed one, GateError when the device or a runtime on it
-    fails, tells nonsense, or computes something else than it should.
+    journal: a new file that takes every sample as it comes; when the device fails in mid-run it stays, and is read
+    like that of a measurement.  Raises UsageError for artifacts of several networks or a changed one, GateError when
+    the device or a runtime on it fails, tells nonsense, or computes something else than it should.
     """
     opened = [artifact for artifact, _ in artifacts]
     check_one_network(opened)
@@ -67,7 +75,7 @@ def profile_layers_on_device(
         placed = send_and_prove(transport, artifacts, request.threads, report)
         say("looking at the device")
         identity, read = reader(transport)
-        measured = _measure(transport, placed, request, identity, Watch(read, say))
+        measured = _measure(transport, placed, request, identity, Watch(read, say), journal)
     finally:
         # A device that is gone removes the folder by itself; why it is gone is told already.
         with contextlib.suppress(GateError):
@@ -80,7 +88,12 @@ def profile_layers_on_device(
 
 
 def _measure(
-    transport: Transport, placed: Sequence[Placed], request: LayersRequest, identity: Identity, watch: Watch
+    transport: Transport,
+    placed: Sequence[Placed],
+    request: LayersRequest,
+    identity: Identity,
+    watch: Watch,
+    journal: Path | None,
 ) -> Measured:
     remarks = [UNKNOWN] if identity.emulation is None else []
     with contextlib.ExitStack() as stack:
@@ -95,16 +108,32 @@ def _measure(
             remarks.append(NO_FLOOR)
         else:
             floors = dict(_floors(transport, placed, request, stack, remarks))
-        recorder = Recorder(len(lanes) + len(floors))
         limit_s = EMULATED_WARM_UP_S if identity.emulation else WARM_UP_LIMIT_S
+        plan = Plan(request.runs, 0.0, 1, limit_s)
+        conditions = conditions_of(transport, placed, request.threads, identity, watch.read_state(False), Gate())
+        header = Header(_subjects(placed, floors), plan, inputs_named(1, ()), conditions)
         every: list[Lane] = [*lanes, *floors.values()]
-        measure(every, Plan(request.runs, 0.0, 1, limit_s), recorder, watch)
-        watch.report("reading the kernels")
-        notes = [lane.runner.kernels() for lane in lanes[1::2]]
+        recorder = Recorder(len(every), opened_journal(stack, journal, header))
+        try:
+            measure(every, plan, recorder, watch)
+            watch.report("reading the kernels")
+            notes = [lane.runner.kernels() for lane in lanes[1::2]]
+        finally:
+            if journal and not recorder.has_samples:
+                journal.unlink()
     counts = [sum(map(len, (r.taken["first_run"], r.taken["warm_up"], r.taken["latency"]))) for r in recorder.lanes]
     kernels = [_named(*each, request) for each in zip(placed, notes, counts[1 : len(lanes) : 2], strict=True)]
     taken = [tuple(record.taken["latency"]) for record in recorder.lanes]
     return measured_of(taken, kernels, tuple(floors), tuple(remarks))
+
+
+def _subjects(placed: Sequence[Placed], floors: Iterable[str]) -> tuple[Subject, ...]:
+    """What each lane measures, in their order."""
+    found = []
+    for each in placed:
+        plain = subject_of(each)
+        found += [plain, replace(plain, artifact=f"{plain.artifact}, kernels timed")]
+    return (*found, *(Subject(f"the convolution on {target}", target, "float32", "") for target in floors))
 
 
 def _named(placed: Placed, notes: Notes, runs: int, request: LayersRequest) -> KernelTimes:
@@ -129,10 +158,10 @@ def _floors(
         except (UsageError, GateError) as error:
             remarks.append(f"{target} has no compute floor: {str(error).splitlines()[0]}")
             continue
-        file = transport.push(floor.file, f"floors/{target}/{floor.file.name}")
+        file = transport.push(floor.file, f"floors/{target}/{floor.file.name}", keep=True)
         with guarded_folder("acmix-inputs-") as here:
             names = write_inputs(here, "noise", floor.inputs)
-            there = transport.push(here, f"floors/{target}/inputs")
+            there = transport.push(here, f"floors/{target}/inputs", keep=True)
         bundle, folder = first[target].bundle, first[target].folder
         # Its outputs stay there: nobody asks for them.
         runner = stack.enter_context(start_runner(transport, bundle, folder, ()))

@@ -9,7 +9,7 @@ from acmix.toolkit.artifact import REFERENCE, Artifact, check_digests, executed_
 from acmix.toolkit.crosscheck import cross_check
 from acmix.toolkit.execute import Reference, compare, read_references, snapped
 from acmix.toolkit.profile import interface_of
-from acmix.toolkit.session import SessionRequest, open_session
+from acmix.toolkit.session import open_session
 from acmix.toolkit.target import ExecutedBy
 from acmix.toolkit.verify import Compared, Proof, SampleSet, prove, with_conversion
 
@@ -25,9 +25,7 @@ def reprove(artifact: Artifact, log: Path) -> Proof:
     if not by:
         return Proof("not executed", "", reason=reason)
     interface, references = interface_of(artifact), stored_references(artifact)
-    request = SessionRequest(
-        manifest.target.name, str(artifact.model_file), reference=by == "reference", function=artifact.function
-    )
+    request = artifact.session(by)
     with open_session(request, log) as session:
         session.load()
         rows = list(compare(session, references, interface))

@@ -26,6 +26,7 @@ from acmix.toolkit import catalog
 from acmix.toolkit._session_messages import Answer, Command, receive_arrays, send
 from acmix.toolkit.child import private_stdout
 from acmix.toolkit.errors import AcmixError, GateError, UsageError
+from acmix.toolkit.imports import collecting_nothing
 from acmix.toolkit.joining import Function, open_runners
 from acmix.toolkit.kernels import KernelTimes, Notes, Profiled
 from acmix.toolkit.target import Array, Placement, Runner
@@ -33,6 +34,7 @@ from acmix.toolkit.target import Array, Placement, Runner
 TIMEOUT_S = 600.0
 TELL_KERNELS = "time the kernels of"
 NAME_KERNELS = "name the kernels of"
+Cpus = tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class SessionRequest:
     target: str
     file: str
     threads: int = 1
-    cpus: tuple[int, ...] | None = None
+    cpus: Cpus = None
     reference: bool = False
     profiled: bool = False
     function: Function | None = None
@@ -198,7 +200,8 @@ class _Child:
             return Answer(kernels=self.target.kernel_times(file, notes, command.count, command.runtime)), []
         if command.do == "load":
             if not self.request.reference:
-                self.target.preload_runtime()
+                with collecting_nothing():
+                    self.target.preload_runtime()
             begin = time.perf_counter_ns()
             self.runner = self._loaded(file)
             return Answer(latency_ns=(time.perf_counter_ns() - begin,), peak_memory_mb=peak_memory_mb()), []

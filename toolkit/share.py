@@ -42,7 +42,6 @@ class QuantizedShare:
     """
 
     quantized: Quantized
-    pairs: Path
     ranges: Path | None
     simulated: dict[Int8Kernels | None, list[Reference]]
 
@@ -74,14 +73,6 @@ class Shared:
         return [*self.probes, *self.photos]
 
 
-@dataclass(frozen=True)
-class _Programs:
-    """Where each distinct captured program was saved, and its quantized form."""
-
-    paths: dict[int, Path]
-    quantized: dict[int, Quantized]
-
-
 def share(request: ExportRequest, scratch: Path) -> Shared:
     """Capture, calibrate and quantize once; run eager, and the simulation of integers, on every sample."""
     # Imported here: torch takes seconds, and the converters are starting meanwhile.
@@ -93,8 +84,9 @@ def share(request: ExportRequest, scratch: Path) -> Shared:
     captured = capture.capture(network, [target.name for target in request.targets])
     _check_labels(request, captured.outputs)
     _check_names(request, captured.outputs)
-    programs = _save_programs(request, captured, scratch)
-    bounds = _bounds(captured, programs.quantized)
+    quantized = _quantized(request, captured)
+    programs = _saved(captured, quantized, scratch)
+    bounds = _bounds(captured, quantized)
     sets = _sample_sets(request, Probes(captured.inputs, request.seed, bounds=bounds))
     grid = request.source.spec.preprocess if request.takes_image else None
     conditioning = attainable(network.module, request.recipe)
@@ -103,11 +95,10 @@ def share(request: ExportRequest, scratch: Path) -> Shared:
     shares = {
         key: QuantizedShare(
             made,
-            scratch / f"pairs-{key}.pt2",
             _save_ranges(made, scratch / f"ranges-{key}.npz"),
             simulated_each(made.pairs, [*references[0], *photos], _kernels_of(captured, key)),
         )
-        for key, made in programs.quantized.items()
+        for key, made in quantized.items()
     }
     record = ModelRecord(
         request.source.spec.name,
@@ -121,7 +112,7 @@ def share(request: ExportRequest, scratch: Path) -> Shared:
     )
     is_half = request.recipe.weights == "float16"
     return Shared(
-        {name: _path_for(name, id(made.program), programs, shares) for name, made in captured.programs.items()},
+        programs,
         {name: made.preparation for name, made in captured.programs.items()},
         record,
         captured.inputs,
@@ -138,32 +129,39 @@ def share(request: ExportRequest, scratch: Path) -> Shared:
     )
 
 
-def _save_programs(request: ExportRequest, captured: Captured, scratch: Path) -> _Programs:
+def _quantized(request: ExportRequest, captured: Captured) -> dict[int, Quantized]:
+    """The quantized form of each distinct captured program, where the recipe or the program itself has integers."""
     from acmix.toolkit.pairs import check_request, has_pairs, read_pairs
-    from acmix.toolkit.program import save_program
     from acmix.toolkit.quantized import quantize_program
 
-    paths: dict[int, Path] = {}
     quantized: dict[int, Quantized] = {}
     for target, made in captured.programs.items():
-        key = id(made.program)
-        if key in quantized:
-            _check_fit(target, quantized[key])
-        if key in paths:
-            continue
-        program = made.program
-        if has_pairs(program):
+        key, program = id(made.program), made.program
+        if key not in quantized and has_pairs(program):
             check_request(request.recipe, request.calibrator is not None)
             quantized[key] = read_pairs(program)
-            _check_fit(target, quantized[key])
-        elif request.recipe.weights == "int8":
+        elif key not in quantized and request.recipe.weights == "int8":
             quantized[key] = quantize_program(program, request.recipe, request.calibrator, request.kept_float)
         if key in quantized:
+            _check_fit(target, quantized[key])
+    return quantized
+
+
+def _saved(captured: Captured, quantized: dict[int, Quantized], scratch: Path) -> dict[str, Path]:
+    """The program that each target lowers, as a file; equal ones are one, and what none lowers is not written."""
+    from acmix.toolkit.program import save_program
+
+    paths = {}
+    for target, made in captured.programs.items():
+        key, program, form = id(made.program), made.program, "captured"
+        if key in quantized and catalog.load_target(target).quantization == "pairs":
+            program, form = quantized[key].pairs, "pairs"
+        elif key in quantized:
             program = quantized[key].calibrated.program
-            save_program(quantized[key].pairs, scratch / f"pairs-{key}.pt2")
-        paths[key] = scratch / f"captured-{key}.pt2"
-        save_program(program, paths[key])
-    return _Programs(paths, quantized)
+        paths[target] = scratch / f"{form}-{key}.pt2"
+        if not paths[target].exists():
+            save_program(program, paths[target])
+    return paths
 
 
 def _check_fit(target: str, quantized: Quantized) -> None:
@@ -173,12 +171,6 @@ def _check_fit(target: str, quantized: Quantized) -> None:
     wants_ranges = catalog.load_target(target).quantization == "ranges" and are_own(quantized.calibrated.ranges)
     if wants_ranges and (reason := unfit_for_ranges(quantized)):
         raise UsageError(f"{target} cannot keep the program's own pairs: {reason}.\nLeave it out of --target.")
-
-
-def _path_for(target: str, key: int, programs: _Programs, shares: dict[int, QuantizedShare]) -> Path:
-    if key in shares and catalog.load_target(target).quantization == "pairs":
-        return shares[key].pairs
-    return programs.paths[key]
 
 
 def _save_ranges(quantized: Quantized, path: Path) -> Path | None:

@@ -21,8 +21,8 @@ from acmix.toolkit.errors import UsageError
 from acmix.toolkit.remote import RunnerBundle
 
 SOURCES = Path(__file__).parent
-HEADERS = ("runtime.h", "notes.h")
-COMMON = ("runner.c", "notes.c")
+HEADERS = ("runtime.h", "notes.h", "instructions.h")
+COMMON = ("runner.c", "notes.c", "instructions.c")
 """Of every native runner, whatever its runtime."""
 PREFIX = "aarch64-linux-gnu-"
 LOADER = "ld-linux-aarch64.so.1"

@@ -15,6 +15,8 @@ from acmix.toolkit.remote import RunnerBundle
 
 ASK_TIMEOUT_S = 60.0
 PYTHON_RUNNER = Path(__file__).with_name("python_runner.py")
+PYTHON_PARTS = (PYTHON_RUNNER.with_name("onnx_profile.py"),)
+"""What it imports, from beside it."""
 ARM64 = frozenset({"aarch64", "arm64"})
 PYTHON_MODULES = {"tflite": ("ai_edge_litert", "tflite_runtime"), "onnx": ("onnxruntime",)}
 WITHOUT_PROFILER = frozenset({"tflite"})
@@ -109,13 +111,14 @@ def _system_and_machine(transport: Transport) -> tuple[str, str]:
 
 
 def _python_runner(target: str, found: str) -> RunnerBundle:
-    """The script as a bundle of its own folder: only what it needs is pushed."""
-    data = PYTHON_RUNNER.read_bytes()
-    name = f"python-{wheels.digest_word(data)}"
+    """The scripts as a bundle of their own folder: only what it needs is pushed."""
+    scripts = {script.name: script.read_bytes() for script in (PYTHON_RUNNER, *PYTHON_PARTS)}
+    name = f"python-{wheels.digest_word(*scripts.values())}"
     folder = wheels.cache_folder() / "runners" / name
     folder.mkdir(parents=True, exist_ok=True)
-    copy = folder / PYTHON_RUNNER.name
-    if not copy.is_file() or copy.read_bytes() != data:
-        copy.write_bytes(data)
+    for script, data in scripts.items():
+        copy = folder / script
+        if not copy.is_file() or copy.read_bytes() != data:
+            copy.write_bytes(data)
     command = ("python3", "-B", f"{{folder}}/{PYTHON_RUNNER.name}", target)
     return RunnerBundle(folder, name, command, f"{found}, Python runner")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,18 +18,20 @@ from acmix.toolkit.artifact import Artifact, open_artifact
 from acmix.toolkit.device import HOST_NAME, Device
 from acmix.toolkit.devices import connect
 from acmix.toolkit.errors import AcmixError
+from acmix.toolkit.journal import journal_beside
 from acmix.toolkit.layer_times import LayerReport, save
 from acmix.toolkit.remote_layers import profile_layers_on_device
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one device gave: a report and its file, or why there is none."""
+    """What one device gave: a report and its file, or why there is none. kept: what was taken until then."""
 
     device: str
     report: LayerReport | None = None
     saved: Path = Path()
     error: str = ""
+    kept: Path | None = None
 
 
 def show(folders: Sequence[Path], names: str, flags: layers.LayerFlags, as_json: bool) -> None:
@@ -51,6 +54,9 @@ def show(folders: Sequence[Path], names: str, flags: layers.LayerFlags, as_json:
         screen.print(f"\n{device.name}")
         if outcome.report is None:
             screen.print(outcome.error)
+            if outcome.kept is not None:
+                kept = os.path.relpath(outcome.kept)
+                screen.print(f"The runs until then are kept: acmix profile --show {kept}", soft_wrap=True)
         else:
             layers.present(outcome.report, outcome.saved, _picture(flags.plot, device, len(devices)))
     if as_json:
@@ -65,26 +71,35 @@ def _picture(plot: Path | None, device: Device, devices: int) -> Path | None:
 
 def _row(outcome: Outcome) -> dict[str, object]:
     if outcome.report is None:
-        return {"device": outcome.device, "error": outcome.error}
+        row: dict[str, object] = {"device": outcome.device, "error": outcome.error}
+        return row if outcome.kept is None else {**row, "kept": str(outcome.kept)}
     return {"device": outcome.device, **layers.told(outcome.report, outcome.saved)}
 
 
 def _measured(device: Device, opened: Sequence[Artifact], flags: layers.LayerFlags) -> Outcome:
     """What fails is this device's own, a missing compiler or runtime too; the next may do better."""
+    beside = opened[0].folder.absolute().parent
+    journal = journal_beside(beside, "layers")
     try:
         with console().status(device.name) as status:
-            report = _measure(device, opened, flags, status.update)
+            report = _measure(device, opened, flags, status.update, journal)
     except AcmixError as error:
-        return Outcome(device.name, error=str(error))
-    return Outcome(device.name, report, save(report, opened[0].folder.absolute().parent))
+        return Outcome(device.name, error=str(error), kept=journal if journal.exists() else None)
+    saved = save(report, beside)
+    journal.unlink(missing_ok=True)
+    return Outcome(device.name, report, saved)
 
 
 def _measure(
-    device: Device, opened: Sequence[Artifact], flags: layers.LayerFlags, report: Callable[[str], None]
+    device: Device,
+    opened: Sequence[Artifact],
+    flags: layers.LayerFlags,
+    report: Callable[[str], None],
+    journal: Path,
 ) -> LayerReport:
     threads = device.threads if flags.threads is None else flags.threads
     if device.name == HOST_NAME:
         return layers.measured_here(opened, replace(flags, threads=threads), report)
     with connect(device) as transport, layers.requested(opened, flags, threads, device.cores) as request:
         pairs = list(zip(opened, choose_runners(transport, opened, profiled=True), strict=True))
-        return profile_layers_on_device(transport, pairs, request, report)
+        return profile_layers_on_device(transport, pairs, request, report, journal)

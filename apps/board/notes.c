@@ -1,6 +1,7 @@
 /* What profiled runs ran: each kernel once in a table, each run as places in it with nanoseconds. */
 #include "notes.h"
 
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -99,4 +100,17 @@ void write_notes(FILE *to) {
         fputc(']', to);
     }
     fputc(']', to);
+}
+
+void write_base64(FILE *to, const unsigned char *bytes, size_t size) {
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    for (size_t at = 0; at < size; at += 3) {
+        size_t left = size - at;
+        uint32_t three = (uint32_t)bytes[at] << 16 | (left > 1 ? (uint32_t)bytes[at + 1] << 8 : 0) |
+                         (left > 2 ? (uint32_t)bytes[at + 2] : 0);
+        fputc(digits[three >> 18], to);
+        fputc(digits[three >> 12 & 63], to);
+        fputc(left > 1 ? digits[three >> 6 & 63] : '=', to);
+        fputc(left > 2 ? digits[three & 63] : '=', to);
+    }
 }

@@ -12,5 +12,7 @@ const char *note_run(void);
 void write_notes(FILE *to);
 /* A JSON string. */
 void write_text(FILE *to, const char *text);
+/* What stands between the quotes of one. */
+void write_base64(FILE *to, const unsigned char *bytes, size_t size);
 
 #endif

@@ -10,19 +10,12 @@ from __future__ import annotations
 import base64
 import importlib
 import json
-import mmap
 import os
 import sys
 import time
-from bisect import bisect_right
-from typing import IO, Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple  # noqa: UP035 - boards have Python 3.8
+from typing import IO, Any, Callable, Dict, List, Optional, Sequence, Tuple  # noqa: UP035 - boards have Python 3.8
 
 MOST_RUNS = 100_000
-KERNEL = "_kernel_time"
-GRAPH, NODE, NODE_OUTPUT, NODE_NAME = 7, 1, 2, 3
-"""Fields of ModelProto, GraphProto and NodeProto (onnx.proto)."""
-VARINT, LENGTH_FIRST, FIXED_BYTES = 0, 2, {1: 8, 5: 4}
-"""How protobuf writes a field: its wire types."""
 RUNTIMES = {
     "tflite": ("ai_edge_litert.interpreter", "tflite_runtime.interpreter"),
     "onnx": ("onnxruntime",),
@@ -108,9 +101,9 @@ class Onnx:
         if not self.graph:
             raise ValueError("no file is loaded with its kernels timed")
         graph, self.graph = self.graph, ""
-        with open(self.session.end_profiling(), encoding="utf-8") as file:  # noqa: PTH123
-            events = json.load(file)
-        return _notes(events, results_of(graph))
+        # Its neighbour in the bundle.
+        told: Dict[str, Any] = importlib.import_module("onnx_profile").read(self.session.end_profiling(), graph)  # noqa: UP006
+        return told
 
 
 KINDS: Dict[str, Callable[[Any, str, int, bool], Any]] = {"tflite": TFLite, "onnx": Onnx}  # noqa: UP006
@@ -125,64 +118,6 @@ def _array(data: bytes, shape: Sequence[int], kind: Any) -> Any:
     if found.size != wanted:
         raise ValueError(f"an input has {wanted} values, {found.size} were given")
     return found.reshape([int(size) for size in shape])
-
-
-def _notes(events: Sequence[Dict[str, Any]], makes: Dict[str, str]) -> Dict[str, Any]:  # noqa: UP006
-    """Kernels and runs out of ONNX Runtime's profile; a run that it does not tell to its end is left out."""
-    whole = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e["name"] == "model_run")
-    starts = [start for start, _ in whole]
-    table: List[Dict[str, Any]] = []  # noqa: UP006
-    places: Dict[Tuple[str, ...], int] = {}  # noqa: UP006
-    runs: List[List[Tuple[int, int]]] = [[] for _ in whole]  # noqa: UP006
-    for event in sorted((e for e in events if e["name"].endswith(KERNEL)), key=lambda e: int(e["ts"])):
-        run = bisect_right(starts, event["ts"]) - 1
-        if run < 0 or event["ts"] > whole[run][1]:
-            continue
-        name, told = event["name"][: -len(KERNEL)], event["args"]
-        key = (name, told["op_name"], told["provider"])
-        if key not in places:
-            places[key] = len(table)
-            made = {"name": name, "kind": key[1], "runs_on": key[2], "makes": makes.get(name, "")}
-            table.append({**made, "delegated": True})
-        runs[run].append((places[key], event["dur"] * 1000))
-    return {"kernels": table, "runs": runs}
-
-
-def results_of(file: str) -> Dict[str, str]:  # noqa: UP006
-    """The first result of each node of an ONNX file, by the node's name, without the package onnx: boards lack it."""
-    with open(file, "rb") as model:  # noqa: PTH123
-        data = mmap.mmap(model.fileno(), 0, access=mmap.ACCESS_READ)
-    found = {}
-    for graph in _fields(data, 0, len(data), GRAPH):
-        for node in _fields(data, *graph, NODE):
-            names = [data[slice(*next(_fields(data, *node, field), (0, 0)))] for field in (NODE_NAME, NODE_OUTPUT)]
-            found[names[0].decode("utf-8", "replace")] = names[1].decode("utf-8", "replace")
-    return found
-
-
-def _fields(data: Any, at: int, end: int, wanted: int) -> Iterator[Tuple[int, int]]:  # noqa: UP006
-    """Where the values of one field of a protobuf message begin and end."""
-    while at < end:
-        key, at = _varint(data, at)
-        kind = key & 7
-        if kind == LENGTH_FIRST:
-            size, at = _varint(data, at)
-            if key >> 3 == wanted:
-                yield at, at + size
-            at += size
-        elif kind == VARINT:
-            _, at = _varint(data, at)
-        else:
-            at += FIXED_BYTES[kind]
-
-
-def _varint(data: Any, at: int) -> Tuple[int, int]:  # noqa: UP006
-    """A number and the place behind it."""
-    number = shift = 0
-    while data[at] & 0x80:
-        number |= (data[at] & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-    return number | data[at] << shift, at + 1
 
 
 def peak_memory_kb() -> int:
@@ -216,6 +151,8 @@ class Server:
             if command.get("inputs"):
                 self.set_inputs(command["inputs"], verb)
             return {"latency_ns": [self.once() for _ in range(self.counted(int(command["count"])))]}
+        if verb == "count":
+            raise ValueError("only the native runners count instructions")
         raise ValueError(f"there is no {verb}; a runner can load, run and time, and tell kernels")
 
     def load(self, file: str, threads: int, profiled: bool) -> Dict[str, Any]:  # noqa: UP006

@@ -5,12 +5,14 @@
  *   {"do":"run","inputs":["file",...]}       -> {"latency_ns":[..],"outputs":["base64",...],...}
  *   {"do":"time","count":8}                  -> {"latency_ns":[..],...}
  *   {"do":"time","count":1,"inputs":[...]}   -> {"latency_ns":[..],...}
+ *   {"do":"count","count":3}                 -> {"instructions":[..],"loops":[..,..],...}
  *   {"do":"kernels"}                         -> {"kernels":[{"name":"..","delegated":true,"place":[0,3]},...],
  *                                                "runs":[[[place in kernels,ns],...],...],...}
  *
  * Every answer has peak_memory_kb; {"error":"..."} in place of an answer leaves the runner able to go on.
  * Tensors are raw bytes, row-major, little-endian. `time` without inputs repeats the last ones.
  */
+#include "instructions.h"
 #include "notes.h"
 #include "runtime.h"
 
@@ -162,19 +164,6 @@ static void answer_error(const char *what) {
     fputs("}\n", answers);
 }
 
-static void write_base64(const unsigned char *bytes, size_t size) {
-    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    for (size_t at = 0; at < size; at += 3) {
-        size_t left = size - at;
-        uint32_t three = (uint32_t)bytes[at] << 16 | (left > 1 ? (uint32_t)bytes[at + 1] << 8 : 0) |
-                         (left > 2 ? (uint32_t)bytes[at + 2] : 0);
-        fputc(digits[three >> 18], answers);
-        fputc(digits[three >> 12 & 63], answers);
-        fputc(left > 1 ? digits[three >> 6 & 63] : '=', answers);
-        fputc(left > 2 ? digits[three & 63] : '=', answers);
-    }
-}
-
 static const char *load(const Command *command) {
     if (is_loaded) return "a file is loaded already";
     if (!command->file) return "load without a file";
@@ -236,7 +225,7 @@ static const char *run(const Command *command) {
     fprintf(answers, "{\"latency_ns\":[%lld],\"peak_memory_kb\":%ld,\"outputs\":[", (long long)took, peak_memory_kb());
     for (size_t i = 0; i < runtime_outputs(); i++) {
         fputs(i ? ",\"" : "\"", answers);
-        write_base64((const unsigned char *)bytes[i], sizes[i]);
+        write_base64(answers, (const unsigned char *)bytes[i], sizes[i]);
         fputc('"', answers);
     }
     fputs("]}\n", answers);
@@ -260,6 +249,18 @@ static const char *time_runs(const Command *command) {
     return wrong;
 }
 
+static const char *count_runs(const Command *command) {
+    Counts counts;
+    if (!has_inputs) return "count came before run";
+    const char *wrong = count_instructions(command->count, &counts);
+    if (wrong) return wrong;
+    fprintf(answers, "{\"peak_memory_kb\":%ld,\"loops\":[%lld,%lld],\"instructions\":[", peak_memory_kb(),
+            counts.loops[0], counts.loops[1]);
+    for (long i = 0; i < command->count; i++) fprintf(answers, i ? ",%lld" : "%lld", counts.runs[i]);
+    fputs("]}\n", answers);
+    return NULL;
+}
+
 static const char *tell_kernels(void) {
     if (!is_profiled) return "no file is loaded with its kernels timed";
     fputc('{', answers);
@@ -273,6 +274,7 @@ static const char *obey(const Command *command) {
     if (!strcmp(command->verb, "run")) return run(command);
     if (!strcmp(command->verb, "time")) return time_runs(command);
     if (!strcmp(command->verb, "kernels")) return tell_kernels();
+    if (!strcmp(command->verb, "count")) return count_runs(command);
     return sentence("there is no %.40s; a runner can load, run and time, and tell kernels", command->verb);
 }
 

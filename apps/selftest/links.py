@@ -14,8 +14,8 @@ import msgspec
 from acmix.apps.selftest.record import Check, Evidence, FailedError, SkippedError
 from acmix.toolkit._remote_runner import pinned
 from acmix.toolkit.device import Device, Transport, printable
-from acmix.toolkit.devices import _transfer
 from acmix.toolkit.devices._checks import AWKWARD
+from acmix.toolkit.devices._item import items
 from acmix.toolkit.devices._keeper import GRACE_S
 from acmix.toolkit.devices._shell import ShellTransport
 from acmix.toolkit.errors import GateError
@@ -219,7 +219,7 @@ def _resumed(transport: Transport, scratch: Path) -> Evidence:
     data = secrets.token_bytes(FILE_BYTES)
     source.write_bytes(data)
     for beginning in (data[: FILE_BYTES // 2], b"damaged" * 100):
-        (item,) = _transfer.items(source, transport.work_folder(), "cut.bin")
+        (item,) = items(source, transport.work_folder(), "cut.bin")
         transport.run(["sh", "-c", 'rm -f "$1"; cat >"$2"', "sh", item.remote, item.part], timeout_s=TIMEOUT_S,
                       stdin=beginning)  # fmt: skip
         transport.pull(transport.push(source, "cut.bin"), scratch / "back")

@@ -25,7 +25,7 @@ from acmix.toolkit.execute import file_inputs
 from acmix.toolkit.measurement import Measurement
 from acmix.toolkit.remote import RunnerBundle, outputs_on_device, profile_on_device
 from acmix.toolkit.reproof import reprove, stored_references
-from acmix.toolkit.session import SessionRequest, open_session
+from acmix.toolkit.session import open_session
 from acmix.toolkit.state.reading import identify, read_state
 from acmix.toolkit.target import Array
 
@@ -180,7 +180,7 @@ def _kernels(bench: Bench, artifact: Artifact) -> Evidence:
         lane.load()
         latencies = [lane.run().ns for _ in range(NOTED_RUNS)]
         notes = runner.kernels()
-    with open_session(SessionRequest(artifact.manifest.target.name, str(artifact.model_file)), bench.log) as session:
+    with open_session(artifact.session(), bench.log) as session:
         found = session.name_kernels(notes, NOTED_RUNS, bundle.runtime)
     named = sum(kernel.value != "" for kernel in found.kernels)
     evidence = {"runtime": bundle.runtime, "kernels": len(found.kernels), "named": named, "by": found.measured_by}
@@ -211,8 +211,7 @@ def _outputs_here(bench: Bench, artifact: Artifact) -> dict[str, list[Array]]:
     if by != "runtime":
         raise SkippedError(f"there is nothing to compare with: {reason}")
     interface = profiling.interface_of(artifact)
-    request = SessionRequest(artifact.manifest.target.name, str(artifact.model_file), bench.threads)
-    with open_session(request, bench.log) as session:
+    with open_session(artifact.session(threads=bench.threads), bench.log) as session:
         session.load()
         return {r.identifier: session.run(file_inputs(r.inputs, interface)) for r in stored_references(artifact)}
 

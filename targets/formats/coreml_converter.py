@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from acmix.toolkit.imports import collecting_nothing
+
 # coremltools tries each of these at import, to offer converters and operators that we never call.
 PROBED = frozenset(
     {
@@ -55,7 +57,7 @@ def coremltools() -> Any:
     finder: Any = _Absent(PROBED - sys.modules.keys())
     sys.meta_path.insert(0, finder)
     try:
-        with quiet():
+        with quiet(), collecting_nothing():
             return importlib.import_module("coremltools")
     finally:
         sys.meta_path.remove(finder)

@@ -40,7 +40,7 @@ from acmix.toolkit.measurement import ratios
 from acmix.toolkit.profile import PRESETS, ProfileRequest, interface_of, profile
 from acmix.toolkit.ratio import Ratio
 from acmix.toolkit.samples import Probes
-from acmix.toolkit.session import SessionRequest, open_session
+from acmix.toolkit.session import open_session
 
 NET = """
 from torch import nn
@@ -109,8 +109,7 @@ def one_after_another(artifact: Artifact, request: ProfileRequest, log: Path) ->
     cpu = machine.usable_cpus()[-1:]
     samples: list[list[int]] = []
     for _ in range(2):
-        asked = SessionRequest(artifact.manifest.target.name, str(artifact.model_file), 1, cpu)
-        with open_session(asked, log) as session:
+        with open_session(artifact.session(cpus=cpu), log) as session:
             session.load()
             session.run(file_inputs(noise, interface_of(artifact)))
             session.time(STOCK_WARM_UP)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -17,34 +16,10 @@ from acmix.toolkit.errors import UsageError
 from acmix.toolkit.program import quiet
 from acmix.toolkit.quantized import Calibrated
 from acmix.toolkit.ranges import Range
-from acmix.toolkit.samples import digest_of
-from acmix.toolkit.target import Array
+from acmix.toolkit.samples import Samples
 
+MakeNoise = Callable[..., Samples]
 SHAPE = (1, 3, 8, 8)
-
-
-@dataclass(frozen=True)
-class Noise:
-    """Seeded noise, labelled with class 0."""
-
-    count: int = 5
-    labels: tuple[int, ...] | None = None
-    name: str = "noise"
-
-    @property
-    def identifiers(self) -> tuple[str, ...]:
-        return tuple(map(str, range(self.count)))
-
-    @property
-    def digest(self) -> str:
-        return digest_of(self)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[tuple[Array, ...]]:
-        rng = np.random.default_rng(0)
-        return iter([(rng.standard_normal(SHAPE, dtype=np.float32),) for _ in range(self.count)])
 
 
 class Chain(nn.Module):
@@ -61,7 +36,7 @@ class Chain(nn.Module):
         return self.head(nn.functional.hardswish(self.body(y)).mean((2, 3)))
 
 
-def calibrated(module: nn.Module, samples: Noise) -> Calibrated:
+def calibrated(module: nn.Module, samples: Samples) -> Calibrated:
     with torch.no_grad(), quiet():
         program: ExportedProgram = torch.export.export(module.eval(), (torch.zeros(SHAPE),))
     return Calibrated(program, collect(program, samples, "minmax"))
@@ -85,39 +60,40 @@ def body_alone(net: Chain, x: Tensor, ranges: dict[str, Range]) -> Tensor:
     return net.head(nn.functional.hardswish(y).mean((2, 3)))
 
 
-def test_the_ratio_of_a_module_is_that_of_a_network_with_this_module_rounded_by_hand() -> None:
-    net, samples = Chain(), Noise()
+def test_the_ratio_of_a_module_is_that_of_a_network_with_this_module_rounded_by_hand(noise: MakeNoise) -> None:
+    net, samples = Chain(), noise(SHAPE, 5)
     made = calibrated(net, samples)
     assert made.ranges is not None
-    signal = noise = 0.0
+    signal = lost = 0.0
     with torch.no_grad():
         for (array,) in samples:
             x = torch.from_numpy(array)
             wanted, found = net(x).double(), body_alone(net, x, made.ranges.tensors).double()
-            signal, noise = signal + float(wanted.square().sum()), noise + float((found - wanted).square().sum())
+            signal, lost = signal + float(wanted.square().sum()), lost + float((found - wanted).square().sum())
     result = {one.module: one for one in sensitivity(made, samples).modules}
-    assert result["body"].cost.snr_db == pytest.approx(10 * np.log10(signal / noise), abs=0.05)
+    assert result["body"].cost.snr_db == pytest.approx(10 * np.log10(signal / lost), abs=0.05)
     assert result["body"].macs == 6 * 6 * 4 * 4
     assert sum(one.macs_share for one in result.values()) == pytest.approx(1.0)
     assert sum(one.weights_share for one in result.values()) == pytest.approx(1.0)
 
 
-def test_a_graph_that_overwrites_its_values_gives_the_same() -> None:
+def test_a_graph_that_overwrites_its_values_gives_the_same(noise: MakeNoise) -> None:
+    samples = noise(SHAPE, 5)
     costs = [
-        [(one.module, one.cost.snr_db) for one in sensitivity(calibrated(Chain(inplace), Noise()), Noise()).modules]
+        [(one.module, one.cost.snr_db) for one in sensitivity(calibrated(Chain(inplace), samples), samples).modules]
         for inplace in (False, True)
     ]
     # An overwriting activation is no fused one for the grid: the stem's own result is the integer then.
     assert dict(costs[0])["head"] == pytest.approx(dict(costs[1])["head"], abs=1e-3)
 
 
-def test_a_channel_that_dwarfs_the_others_makes_its_writer_and_its_reader_the_worst() -> None:
+def test_a_channel_that_dwarfs_the_others_makes_its_writer_and_its_reader_the_worst(noise: MakeNoise) -> None:
     net = Chain()
     with torch.no_grad():
         for tensor in (net.stem.weight, net.stem.bias):
             tensor[2] *= 2000.0
         net.body.weight[:, 2] /= 2000.0
-    result = sensitivity(calibrated(net, Noise()), Noise())
+    result = sensitivity(calibrated(net, noise(SHAPE, 5)), noise(SHAPE, 5))
     ranked = [one.module for one in result.modules]
     assert set(ranked[:2]) == {"stem", "body"}
     assert ranked[2] == "head"
@@ -128,17 +104,17 @@ def test_a_channel_that_dwarfs_the_others_makes_its_writer_and_its_reader_the_wo
     assert by_noise_per_mac(result)[0].module == "body"
 
 
-def test_labels_and_samples_are_counted() -> None:
-    samples = Noise(6)
+def test_labels_and_samples_are_counted(noise: MakeNoise) -> None:
+    samples = noise(SHAPE, 6)
     made = calibrated(Chain(), samples)
     with torch.no_grad():
         classes = tuple(int(Chain().eval()(torch.from_numpy(x)).argmax()) for (x,) in samples)
     wrong = (*classes[:3], *((label + 1) % 4 for label in classes[3:]))
-    result = sensitivity(made, Noise(6, wrong))
+    result = sensitivity(made, noise(SHAPE, 6, wrong))
     assert result.float_top1 == 0.5
     assert result.samples_count == 6
     with pytest.raises(UsageError, match="noise: 5 has label 4, and the network tells 4 classes apart"):
-        sensitivity(made, Noise(6, (0, 1, 2, 3, 0, 4)))
+        sensitivity(made, noise(SHAPE, 6, (0, 1, 2, 3, 0, 4)))
     unlabelled = sensitivity(made, samples)
     assert unlabelled.float_top1 is None
     assert unlabelled.modules[0].cost.top1 is None

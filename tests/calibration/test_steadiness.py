@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -15,35 +13,11 @@ from acmix.toolkit.grid import Grid, choose_grid
 from acmix.toolkit.program import quiet
 from acmix.toolkit.quantize import graph_module
 from acmix.toolkit.ranges import Range, Ranges
-from acmix.toolkit.samples import digest_of
-from acmix.toolkit.target import Array
+from acmix.toolkit.samples import Samples
 from acmix.toolkit.verify import SNR_LIMIT_DB
 
+MakeNoise = Callable[..., Samples]
 SHAPE = (1, 3, 96, 96)
-
-
-@dataclass(frozen=True)
-class Noise:
-    """Samples of unit variance."""
-
-    count: int = 4
-    name: str = "noise"
-    labels: tuple[int, ...] | None = None
-
-    @property
-    def identifiers(self) -> tuple[str, ...]:
-        return tuple(map(str, range(self.count)))
-
-    @property
-    def digest(self) -> str:
-        return digest_of(self)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[tuple[Array, ...]]:
-        for i in range(self.count):
-            yield (np.random.default_rng(i).standard_normal(SHAPE).astype(np.float32),)
 
 
 class Residual(nn.Module):
@@ -64,7 +38,7 @@ class Residual(nn.Module):
         return x
 
 
-def captured(net: nn.Module) -> tuple[ExportedProgram, Ranges]:
+def captured(net: nn.Module, samples: Samples) -> tuple[ExportedProgram, Ranges]:
     """The program, and the ranges that the samples show."""
     with torch.no_grad(), quiet():
         program = torch.export.export(net.eval(), (torch.zeros(SHAPE),))
@@ -79,7 +53,7 @@ def captured(net: nn.Module) -> tuple[ExportedProgram, Ranges]:
             return value
 
     with torch.no_grad():
-        for (x,) in Noise():
+        for (x,) in samples:
             Watch(module).run(torch.from_numpy(x))
     return program, Ranges(found, {}, (), "minmax", "noise", 4, "")
 
@@ -88,22 +62,22 @@ def grid_of(program: ExportedProgram, ranges: Ranges, kept: tuple[str, ...] = ()
     return choose_grid(graph_module(program).graph, ranges, kept)
 
 
-def test_integers_throughout_do_not_stray() -> None:
-    program, ranges = captured(Residual(nn.ReLU(), 2))
-    assert steady_db(program, grid_of(program, ranges), Noise()) == SNR_LIMIT_DB
+def test_integers_throughout_do_not_stray(noise: MakeNoise) -> None:
+    program, ranges = captured(Residual(nn.ReLU(), 2), noise(SHAPE, 4))
+    assert steady_db(program, grid_of(program, ranges), noise(SHAPE, 4)) == SNR_LIMIT_DB
 
 
-def test_a_float_operator_before_many_roundings_strays_and_float_layers_carry_less_of_it() -> None:
-    program, ranges = captured(Residual(nn.Softmax(1)))
-    integers = steady_db(program, grid_of(program, ranges), Noise())
+def test_a_float_operator_before_many_roundings_strays_and_float_layers_carry_less_of_it(noise: MakeNoise) -> None:
+    program, ranges = captured(Residual(nn.Softmax(1)), noise(SHAPE, 4))
+    integers = steady_db(program, grid_of(program, ranges), noise(SHAPE, 4))
     last = tuple(n.name for n in graph_module(program).graph.nodes if n.target is torch.ops.aten.conv2d.default)[2:]
-    floats = steady_db(program, grid_of(program, ranges, last), Noise())
+    floats = steady_db(program, grid_of(program, ranges, last), noise(SHAPE, 4))
     assert integers < 60  # of a noise of 120 dB
     assert floats > integers + 10
 
 
-def test_a_network_of_floats_keeps_what_strays() -> None:
-    program, _ = captured(Residual(nn.Softmax(1), 1))
+def test_a_network_of_floats_keeps_what_strays(noise: MakeNoise) -> None:
+    program, _ = captured(Residual(nn.Softmax(1), 1), noise(SHAPE, 4))
     nothing = Grid({}, frozenset(), frozenset(), frozenset())
-    assert steady_db(program, nothing, Noise()) == SNR_LIMIT_DB  # nothing is rounded
+    assert steady_db(program, nothing, noise(SHAPE, 4)) == SNR_LIMIT_DB  # nothing is rounded
     assert STRAY < 1e-5

@@ -99,7 +99,7 @@ def test_the_saved_file_gives_what_eager_float64_gives(
     inputs = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         wanted = _eager().module.double()(inputs.double()).numpy()
-    with open_session(SessionRequest(name, str(artifact.model_file)), tmp_path / "log") as session:
+    with open_session(artifact.session(), tmp_path / "log") as session:
         session.load()
         found = run_sample(session, [inputs.numpy()], interface_of(artifact))[0]
     tolerance = {"float32": 1e-5, "float16": 1e-2}.get(precision, 5e-2)

@@ -274,26 +274,19 @@ def alive() -> Callable[[str], list[str]]:
     return find
 
 
-@contextmanager
-def _opened(device: Device) -> Iterator[Transport]:
+@pytest.fixture(scope="module", params=["host", "laptop", "board", "phone"])
+def connection(request: pytest.FixtureRequest) -> Iterator[Transport]:
+    """Each transport in turn, one connection for all tests of a file: it has to outlive whatever they do with it."""
+    device = Device("host", "local") if request.param == "host" else request.getfixturevalue(request.param).device
     with connect(device) as opened:
         yield opened
-        opened.remove_work_folder()
 
 
-@pytest.fixture(params=["host", "laptop", "board", "phone"])
-def transport(request: pytest.FixtureRequest) -> Iterator[Transport]:
+@pytest.fixture
+def transport(connection: Transport) -> Iterator[Transport]:
     """Each transport in turn; its work folder is removed at the end."""
-    device = Device("host", "local") if request.param == "host" else request.getfixturevalue(request.param).device
-    with _opened(device) as opened:
-        yield opened
-
-
-@pytest.fixture(params=["laptop", "board", "phone"])
-def remote(request: pytest.FixtureRequest) -> Iterator[Transport]:
-    """Each transport that goes through a shell."""
-    with _opened(request.getfixturevalue(request.param).device) as opened:
-        yield opened
+    yield connection
+    connection.remove_work_folder()
 
 
 @pytest.fixture

@@ -10,6 +10,6 @@ cp "$keys/hostkey" "$keys/authorized_keys" "$folder/keys/etc/ssh/"
 # The kernel unpacks one archive after another.
 cat "$machine/root.cpio" "$folder/keys.cpio" >"$folder/initrd.cpio"
 # restrict: it reaches nothing but what reaches it.
-exec qemu-system-aarch64 -M virt -cpu cortex-a72 -smp 1 -m 1024 -display none -monitor none -serial stdio \
+exec qemu-system-aarch64 -M virt -cpu cortex-a72 -icount shift=1 -smp 1 -m 1024 -display none -monitor none -serial stdio \
   -kernel "$machine/vmlinuz" -initrd "$folder/initrd.cpio" -append "console=ttyAMA0 rdinit=/init panic=-1" \
   -netdev "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:$port-10.0.2.15:22" -device virtio-net-pci,netdev=net,romfile=

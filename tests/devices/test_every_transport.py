@@ -12,11 +12,14 @@ import pytest
 from acmix.toolkit.device import Transport
 from acmix.toolkit.devices import _transfer
 from acmix.toolkit.devices._checks import examine
+from acmix.toolkit.devices._item import items
 from acmix.toolkit.devices._shell import ShellTransport
 from acmix.toolkit.errors import GateError, UsageError
 
 AWKWARD = ["a b", "'", '"', "$(touch owned)", "`touch owned`", "x\ny", "\\", "\\n", "!", "*", "?", "~", "", "-n", "--"]
 AWKWARD += ["é", "$HOME", "${HOME}", "a\tb", ";", "&&", "|", "%s", "\r", "#", ">owned", "\x1b[31m", "'\"'\"'", "{a,b}"]
+
+through_a_shell = pytest.mark.parametrize("connection", ["laptop", "board", "phone"], indirect=True, scope="module")
 
 
 def test_it_is_ready_and_passes_every_check_of_doctor(transport: Transport) -> None:
@@ -128,34 +131,36 @@ def test_a_name_that_leaves_the_work_folder_is_refused(transport: Transport, tmp
         transport.push(tmp_path / "x", name)
 
 
-def test_a_cut_push_goes_on_where_it_was_cut(remote: ShellTransport, tmp_path: Path) -> None:
+@through_a_shell
+def test_a_cut_push_goes_on_where_it_was_cut(transport: ShellTransport, tmp_path: Path) -> None:
     source = tmp_path / "model.bin"
     data = hashlib.sha256(b"seed").digest() * 50_000
     source.write_bytes(data)
-    (item,) = _transfer.items(source, remote.work_folder(), "model.bin")
+    (item,) = items(source, transport.work_folder(), "model.bin")
     script = f"head -c 1000000 >'{item.part}'"
-    remote.run(["sh", "-c", script], timeout_s=60, stdin=data)
+    transport.run(["sh", "-c", script], timeout_s=60, stdin=data)
     sent: list[int] = []
-    execute = remote.execute
+    execute = transport.execute
 
     def counted(snippet: str, **options: object) -> object:
         stdin = options.get("stdin", b"")
         sent.append(0 if isinstance(stdin, bytes) else source.stat().st_size - stdin.tell())  # type: ignore[attr-defined]
         return execute(snippet, **options)  # type: ignore[arg-type]
 
-    path = _transfer.push(counted, "device", remote.work_folder(), source, "model.bin")  # type: ignore[arg-type]
+    path = _transfer.push(counted, "device", transport.work_folder(), source, "model.bin")  # type: ignore[arg-type]
     assert sum(sent) == len(data) - 1_000_000
-    assert remote.run(["sha256sum", path], timeout_s=60).stdout[:64].decode() == hashlib.sha256(data).hexdigest()
+    assert transport.run(["sha256sum", path], timeout_s=60).stdout[:64].decode() == hashlib.sha256(data).hexdigest()
 
 
-def test_a_damaged_beginning_is_sent_again_from_the_start(remote: ShellTransport, tmp_path: Path) -> None:
+@through_a_shell
+def test_a_damaged_beginning_is_sent_again_from_the_start(transport: ShellTransport, tmp_path: Path) -> None:
     source = tmp_path / "model.bin"
     source.write_bytes(b"good" * 1000)
-    (item,) = _transfer.items(source, remote.work_folder(), "model.bin")
-    remote.run(["sh", "-c", f"printf bad! >'{item.part}'"], timeout_s=30)
-    path = remote.push(source, "model.bin")
-    assert remote.run(["cat", path], timeout_s=30).stdout == b"good" * 1000
-    assert b".part" not in remote.run(["ls", "-a", remote.work_folder()], timeout_s=30).stdout
+    (item,) = items(source, transport.work_folder(), "model.bin")
+    transport.run(["sh", "-c", f"printf bad! >'{item.part}'"], timeout_s=30)
+    path = transport.push(source, "model.bin")
+    assert transport.run(["cat", path], timeout_s=30).stdout == b"good" * 1000
+    assert b".part" not in transport.run(["ls", "-a", transport.work_folder()], timeout_s=30).stdout
 
 
 def test_texts_of_the_system_are_read_and_missing_ones_are_unknown(transport: Transport) -> None:

@@ -1,4 +1,4 @@
-"""What stays on a device and here when acmix ends, orderly or by SIGKILL: nothing."""
+"""What stays on a device and here when acmix ends, orderly or by SIGKILL: whole files that it keeps, nothing else."""
 
 from __future__ import annotations
 
@@ -120,10 +120,21 @@ def test_a_profile_that_is_killed_keeps_its_samples_and_leaves_nothing(
         process.wait()
         assert gone(lambda: exists(transport, place), GRACE_S + 12)
         assert alive(held.decode()) == []
+        check_kept(transport, place)
     (journal,) = tmp_path.glob("*.jsonl")
     kept = read_measurement(journal)
     assert len(kept.timings[0].latency_ns) > 0
     assert any("ended before it was done" in reason.what for reason in kept.judgement.reasons)
+
+
+def check_kept(transport: Transport, place: str) -> None:
+    """The model and its runner stay, whole, under their digests."""
+    parent = str(Path(place).parent)
+    left = transport.run(["ls", parent], timeout_s=30).stdout.split()
+    assert [name for name in left if name.startswith(b"acmix")] == [b"acmix-cache"]
+    sums = transport.run(["sh", "-c", 'cd "$1" && sha256sum *', "sh", f"{parent}/acmix-cache"], timeout_s=60)
+    pairs = [line.split() for line in sums.stdout.splitlines()]
+    assert len(pairs) > 5 and all(digest == name for digest, name in pairs)
 
 
 @pytest.fixture(params=["laptop", "phone"])

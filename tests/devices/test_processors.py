@@ -18,7 +18,7 @@ from acmix.toolkit.execute import file_inputs
 from acmix.toolkit.profile import interface_of
 from acmix.toolkit.remote import outputs_on_device
 from acmix.toolkit.reproof import stored_references
-from acmix.toolkit.session import SessionRequest, open_session
+from acmix.toolkit.session import open_session
 
 Exported = Callable[[str], dict[str, Artifact]]
 EMULATOR = "qemu-aarch64-static"
@@ -39,8 +39,7 @@ def test_integers_are_those_of_this_machine_on_every_model_and_floats_are_close(
     if shutil.which(EMULATOR) is None:
         lacking(f"there is no {EMULATOR}")
     artifact, bundle = exported(precision)[target], build_runner(target)
-    request = SessionRequest(artifact.manifest.target.name, str(artifact.model_file))
-    with open_session(request, tmp_path / "log") as session:
+    with open_session(artifact.session(), tmp_path / "log") as session:
         session.load()
         fed = {r.identifier: file_inputs(r.inputs, interface_of(artifact)) for r in stored_references(artifact)}
         wanted = {probe: session.run(inputs) for probe, inputs in fed.items()}

@@ -38,7 +38,7 @@ def test_a_device_is_added_listed_and_examined(laptop: Any, private_adb_server: 
     (report,) = answer["devices"]
     assert code == 0
     assert [check["what"] for check in report["checks"]] == [
-        *("ssh", "device", "shell", "system", "work folder", "python", "sysfs", "clock")
+        *("ssh", "device", "shell", "system", "work folder", "kept files", "python", "sysfs", "clock")
     ]
     assert "every argument arrives as it is" in screen
 
@@ -68,11 +68,14 @@ def test_a_device_that_is_away_fails_doctor_and_not_list(private_adb_server: Non
 def test_clean_removes_what_a_power_cut_left(laptop: Any, tmp_path: Path) -> None:
     work = tmp_path / "work"
     (work / "acmix-work" / "0123456789abcdef" / "models").mkdir(parents=True)
+    (work / "acmix-cache").mkdir()
+    (work / "acmix-cache" / f"{0:064x}").write_bytes(b"x" * 100_000)
     (work / "mine").write_text("stays")
     address = laptop.device.address
     call("add", "board_1", "--transport", "ssh", "--address", address, "--work-folder", str(work), "--project")
-    code, answer, _ = call("clean", "board_1")
-    assert (code, answer["devices"]) == (0, [{"name": "board_1", "removed": 1}])
+    code, answer, screen = call("clean", "board_1")
+    assert (code, answer["devices"]) == (0, [{"name": "board_1", "removed": 1, "kept_files": 1, "kept_mb": 0.1}])
+    assert "1 work folders removed, and 1 kept files of 0.1 MB" in screen
     assert [file.name for file in work.iterdir()] == ["mine"]
     done = CliRunner().invoke(app, ["devices", "clean", "host"])
     assert "nothing of acmix stays there" in str(done.exception)

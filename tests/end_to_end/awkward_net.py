@@ -20,7 +20,7 @@ def shuffled(x: Tensor, groups: int) -> Tensor:
 class Awkward(nn.Module):
     """Group norm, a cyclic shift, a reflected border, two shuffles (one that no weights can take), an unfold.
 
-    Its softmax over channels and its tanh GELU are the two that ExecuTorch's delegate computes wrongly.
+    It gives a map and scores. ExecuTorch's delegate computes two wrongly: the softmax over channels and the tanh GELU.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Awkward(nn.Module):
         self.unfold = nn.Unfold(3, padding=1)
         self.head = nn.Linear(CHANNELS, 10)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
         x = F.relu(self.norm(self.stem(x)))
         x = torch.roll(x, (2, -1), (2, 3))
         x = self.first(F.pad(x, (1, 1, 1, 1), mode="reflect"))
@@ -44,8 +44,7 @@ class Awkward(nn.Module):
         taps = self.unfold(x).view(batch, channels, TAPS, height, width)
         weights = self.weigh(x).softmax(1).view(batch, 1, TAPS, height, width)
         x = x + (taps * weights).sum(2)
-        scores: Tensor = self.head(x.mean((2, 3)))
-        return scores
+        return {"features": x, "scores": self.head(x.mean((2, 3)))}
 
 
 def make() -> nn.Module:

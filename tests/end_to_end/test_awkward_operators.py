@@ -34,14 +34,19 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
 
 
 @pytest.mark.parametrize("target", ["executorch", "onnx", "tflite"])
-def test_the_saved_file_agrees_with_eager(artifacts: dict[str, Artifact], target: str) -> None:
+def test_every_output_of_the_saved_file_agrees_with_eager_under_its_own_name(
+    artifacts: dict[str, Artifact], target: str
+) -> None:
     proof = artifacts[target].manifest.proof
     assert proof.verdict == "passed"
-    assert (proof.agreements[0].snr_db or 0.0) >= 80
+    assert [agreement.output for agreement in proof.agreements] == ["features", "scores"]
+    assert all((agreement.snr_db or 0.0) >= 80 for agreement in proof.agreements)
 
 
 def test_core_ml_accepts_it(artifacts: dict[str, Artifact]) -> None:
-    assert artifacts["coreml"].manifest.proof.verdict in ("not executed", "passed")
+    manifest = artifacts["coreml"].manifest
+    assert manifest.proof.verdict in ("not executed", "passed")
+    assert [spec.shape for spec in manifest.outputs] == [(1, 16, 16, 20), (1, 10)]
 
 
 @pytest.mark.parametrize("target", ["executorch", "tflite"])

@@ -310,7 +310,7 @@ def test_the_saved_file_is_as_good_in_its_own_runtime(
 ) -> None:
     _, artifact, ladder = restored
     samples = read_photo_folder(split[1], artifact.manifest.preprocess)
-    result = evaluate(artifact, samples, tmp_path / "log", lambda count: None, f"{COLLAPSED}:COLLAPSED")
+    (result,), _ = evaluate([artifact], samples, tmp_path / "log", lambda count: None, f"{COLLAPSED}:COLLAPSED")
     assert result.top1 is not None
     assert ladder.best.top1 is not None
     # One photo more than the simulation may fall, where two scores are all but equal.

@@ -14,16 +14,15 @@ from torch.export import ExportedProgram
 
 from acmix.targets.coreml import TARGET, CoreMLOptions
 from acmix.toolkit import catalog
-from acmix.toolkit.grid import choose_grid
 from acmix.toolkit.half_kernels import half_number
-from acmix.toolkit.quantize import graph_module, quantize
 from acmix.toolkit.quantized import simulate
-from acmix.toolkit.ranges import Range, Ranges
 from acmix.toolkit.spec import TensorSpec
 from acmix.toolkit.target import LoweringJob
 
 SHAPE = (1, 3, 32, 32)
+NOISE = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3))
 Infer = Callable[[np.ndarray], np.ndarray]
+PairsOf = Callable[[nn.Module, Tensor], ExportedProgram]
 
 
 class Gated(nn.Module):
@@ -54,38 +53,19 @@ class Scaled(nn.Module):
         return (x / 3.3 - 0.7) * torch.softmax(0.3333 * x, 1)
 
 
-def pairs_of(net: nn.Module, x: Tensor) -> ExportedProgram:
-    """The network with pairs, whose ranges are those of one input."""
-    program = torch.export.export(net.eval(), (x,))
-    module = graph_module(program)
-    found: dict[str, Range] = {}
-
-    class Watch(torch.fx.Interpreter):
-        def run_node(self, n: torch.fx.Node) -> object:
-            value = super().run_node(n)
-            if isinstance(value, Tensor):
-                found[n.name] = Range(min(0.0, float(value.min())), max(0.0, float(value.max())))
-            return value
-
-    with torch.no_grad():
-        Watch(module).run(x)
-    ranges = Ranges(found, {}, (x.numpy(),), "minmax", "noise", 1, "")
-    return quantize(program, choose_grid(module.graph, ranges), (x,))
-
-
 @pytest.fixture(scope="module")
-def gated(tmp_path_factory: pytest.TempPathFactory) -> tuple[ExportedProgram, Infer]:
+def gated(pairs_of: PairsOf, tmp_path_factory: pytest.TempPathFactory) -> tuple[ExportedProgram, Infer]:
     """A program of pairs, and its package."""
     torch.manual_seed(0)
-    return lowered(Gated(), TensorSpec("scores", (1, 10)), tmp_path_factory.mktemp("gated"))
+    pairs = pairs_of(Gated(), NOISE)
+    return pairs, lowered(pairs, TensorSpec("scores", (1, 10)), tmp_path_factory.mktemp("gated"))
 
 
-def lowered(net: nn.Module, output: TensorSpec, folder: Path) -> tuple[ExportedProgram, Infer]:
-    pairs = pairs_of(net, torch.randn(SHAPE, generator=torch.Generator().manual_seed(3)))
+def lowered(pairs: ExportedProgram, output: TensorSpec, folder: Path) -> Infer:
     image = TensorSpec("photo", SHAPE, layout="nchw")
     job = LoweringJob("net", catalog.load_recipe("w8a8"), (image,), (output,), CoreMLOptions())
     TARGET.lower(pairs, job, folder / "model.mlpackage")
-    return pairs, lambda x: evaluated(folder / "model.mlpackage", x)
+    return lambda x: evaluated(folder / "model.mlpackage", x)
 
 
 def evaluated(file: Path, x: np.ndarray) -> np.ndarray:
@@ -107,11 +87,12 @@ def test_the_package_gives_every_bit_of_its_simulation(gated: tuple[ExportedProg
 
 
 @pytest.mark.parametrize("activation", [nn.Hardswish(), nn.Hardsigmoid(), nn.LeakyReLU(0.3), Scaled()])
-def test_what_no_integer_follows_is_equal_too(activation: nn.Module, tmp_path: Path) -> None:
+def test_what_no_integer_follows_is_equal_too(activation: nn.Module, pairs_of: PairsOf, tmp_path: Path) -> None:
     """Behind integers a wrong constant would hide: mostly both values round to the same one."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 1), activation)
-    pairs, package = lowered(net, TensorSpec("map", (1, 8, 32, 32), layout="nchw"), tmp_path)
+    pairs = pairs_of(net, NOISE)
+    package = lowered(pairs, TensorSpec("map", (1, 8, 32, 32), layout="nchw"), tmp_path)
     run, x = simulate(pairs, kernels="coreml"), 3 * photos(1)[0]
     assert np.array_equal(run([x])[0], package(x))
 

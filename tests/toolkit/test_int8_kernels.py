@@ -15,15 +15,14 @@ from acmix.apps.requests import ExportFlags, export_request
 from acmix.toolkit import catalog, pipeline
 from acmix.toolkit import int8_kernels as kernels
 from acmix.toolkit.artifact import Artifact
-from acmix.toolkit.grid import choose_grid
-from acmix.toolkit.quantize import graph_module, quantize
 from acmix.toolkit.quantized import simulate
-from acmix.toolkit.ranges import Range, Ranges
 from acmix.toolkit.target import Int8Kernels
 from acmix.toolkit.verify import SNR_LIMIT_DB
 
 aten = torch.ops.aten
 ALL = (0, -128, 127)
+PairsOf = Callable[[nn.Module, Tensor], ExportedProgram]
+DEEP_INPUT = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
 
 
 class Deep(nn.Module):
@@ -73,40 +72,17 @@ def test_a_deep_file_gives_every_bit_of_its_simulation(deep: dict[str, Artifact]
     assert agreement.snr_db == SNR_LIMIT_DB
 
 
-def test_float_arithmetic_on_the_same_integers_parts_from_them() -> None:
+def test_float_arithmetic_on_the_same_integers_parts_from_them(pairs_of: PairsOf) -> None:
     """What the kernels are for: else the test above would hold without them."""
-    program, x = deep_pairs()
+    program = pairs_of(make_deep(), DEEP_INPUT)
     exact, plain = (simulate(program, kernels=one) for one in ("onnxruntime", None))
-    turned = [np.roll(x, shift, axis=3) for shift in range(12)]
+    turned = [np.roll(DEEP_INPUT.numpy(), shift, axis=3) for shift in range(12)]
     assert not all(np.array_equal(exact([one])[0], plain([one])[0]) for one in turned)
 
 
-def deep_pairs() -> tuple[ExportedProgram, np.ndarray]:
-    return pairs_of(make_deep(), torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(3)))
-
-
-def pairs_of(net: nn.Module, x: Tensor) -> tuple[ExportedProgram, np.ndarray]:
-    """A network with its pairs, whose ranges are those of one input."""
-    program = torch.export.export(net, (x,))
-    module = graph_module(program)
-    found: dict[str, Range] = {}
-
-    class Watch(torch.fx.Interpreter):
-        def run_node(self, n: torch.fx.Node) -> object:
-            value = super().run_node(n)
-            if isinstance(value, Tensor):
-                found[n.name] = Range(min(0.0, float(value.min())), max(0.0, float(value.max())))
-            return value
-
-    with torch.no_grad():
-        Watch(module).run(x)
-    ranges = Ranges(found, {}, (x.numpy(),), "minmax", "noise", 1, "")
-    return quantize(program, choose_grid(module.graph, ranges), (x,)), x.numpy()
-
-
 @pytest.mark.parametrize("kind", ["onnxruntime", "xnnpack"])
-def test_every_layer_sum_and_pool_of_the_deep_network_is_a_kernel(kind: Int8Kernels) -> None:
-    module = kernels.with_kernels(deep_pairs()[0], kind)
+def test_every_layer_sum_and_pool_of_the_deep_network_is_a_kernel(kind: Int8Kernels, pairs_of: PairsOf) -> None:
+    module = kernels.with_kernels(pairs_of(make_deep(), DEEP_INPUT), kind)
     left = [n.target for n in module.graph.nodes if n.op == "call_function"]
     # The input's own rounding, by the runtime's way, and the scores as floats.
     first = kernels.quantize if kind == "onnxruntime" else kernels.QUANTIZE
@@ -115,16 +91,17 @@ def test_every_layer_sum_and_pool_of_the_deep_network_is_a_kernel(kind: Int8Kern
 
 
 @pytest.mark.parametrize("kind", ["onnxruntime", "xnnpack"])
-def test_a_pool_that_leaves_more_than_one_value_is_no_mean_of_the_map(kind: Int8Kernels) -> None:
+def test_a_pool_that_leaves_more_than_one_value_is_no_mean_of_the_map(kind: Int8Kernels, pairs_of: PairsOf) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5)).eval()
-    pairs, x = pairs_of(net, torch.randn(1, 3, 16, 16))
-    found, eager = simulate(pairs, kernels=kind)([x])[0], net(torch.from_numpy(x)).detach().numpy()
+    x = torch.randn(1, 3, 16, 16)
+    pairs = pairs_of(net, x)
+    found, eager = simulate(pairs, kernels=kind)([x.numpy()])[0], net(x).detach().numpy()
     assert found.shape == (1, 5)
     assert float(np.abs(found - eager).max()) < 0.05 * float(np.abs(eager).max())
 
 
-def test_scales_too_far_apart_for_xnnpack_are_added_in_float() -> None:
+def test_scales_too_far_apart_for_xnnpack_are_added_in_float(pairs_of: PairsOf) -> None:
     class Silent(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -136,10 +113,11 @@ def test_scales_too_far_apart_for_xnnpack_are_added_in_float() -> None:
             return self.left(x) + self.right(x)
 
     torch.manual_seed(0)
-    pairs, x = pairs_of(Silent().eval(), torch.randn(1, 3, 8, 8))
+    x = torch.randn(1, 3, 8, 8)
+    pairs = pairs_of(Silent(), x)
     module = kernels.with_kernels(pairs, "xnnpack")
     assert aten.add.Tensor in [n.target for n in module.graph.nodes]
-    assert np.isfinite(simulate(pairs, kernels="xnnpack")([x])[0]).all()
+    assert np.isfinite(simulate(pairs, kernels="xnnpack")([x.numpy()])[0]).all()
 
 
 @pytest.mark.parametrize(

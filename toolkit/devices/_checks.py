@@ -11,6 +11,7 @@ from pathlib import Path
 
 from acmix.toolkit.device import Device, Transport, printable
 from acmix.toolkit.devices import _usbmux, adb, connect, ssh
+from acmix.toolkit.devices._shell import ShellTransport
 from acmix.toolkit.doctor import Check
 from acmix.toolkit.errors import AcmixError
 
@@ -57,7 +58,7 @@ def _links(transport: Transport) -> Iterator[Check]:
     yield Check("device", f"{state.availability}; {state.detail}".strip("; "), state.ready, state.cure)
     if transport.device.transport == "ios":
         return
-    checks: tuple[Callable[[Transport], Check], ...] = (_shell, _machine, _files, _python, _sysfs, _clock)
+    checks: tuple[Callable[[Transport], Check], ...] = (_shell, _machine, _files, _kept, _python, _sysfs, _clock)
     for check in checks:
         yield check(transport)
 
@@ -86,6 +87,15 @@ def _files(transport: Transport) -> Check:
         transport.run(["rm", "-f", remote], timeout_s=TIMEOUT_S)
         fine = back.read_bytes() == data
     return Check("work folder", str(Path(remote).parent), fine, "" if fine else "files come back changed")
+
+
+def _kept(transport: Transport) -> Check:
+    device = transport.device
+    if not isinstance(transport, ShellTransport):
+        return Check("kept files", "none: files are copied", True)
+    kept = transport.kept()
+    cure = f"`acmix devices clean {device.name}` removes them" if kept.files else ""
+    return Check("kept files", f"{kept.files}, {kept.mb} MB of at most {device.cache_mb}", True, cure)
 
 
 def _python(transport: Transport) -> Check:

@@ -33,6 +33,9 @@ word=
 read -r word
 [ "$word" = bye ] || sleep {grace_s}
 [ "$(cat "$d/.keeper" 2>/dev/null)" = {token} ] || exit 0
+(
+{last}
+)
 # Under another name first: whoever comes back now makes a folder of his own, which is not ours to remove.
 gone=$d.gone
 mv "$d" "$gone" || exit 1
@@ -47,10 +50,13 @@ rmdir "${{d%/*}}" 2>/dev/null
 
 
 class Keeper:
-    """One folder and the shell that holds it. folder: an absolute path on the device."""
+    """One folder and the shell that holds it. folder: an absolute path on the device.
 
-    def __init__(self, device: str, argv: Callable[[str], list[str]], folder: str) -> None:
-        self.device, self.argv, self.folder = device, argv, folder
+    last: a shell snippet that runs there before the folder goes.
+    """
+
+    def __init__(self, device: str, argv: Callable[[str], list[str]], folder: str, last: str = ":") -> None:
+        self.device, self.argv, self.folder, self.last = device, argv, folder, last
         self._lines: ProcessLines | None = None
 
     def hold(self) -> None:
@@ -60,7 +66,8 @@ class Keeper:
                 return
             _process.end(self._lines.process)
         token = secrets.token_hex(8)
-        made = frame(SCRIPT.format(folder=quote([self.folder]), token=token, grace_s=GRACE_S))
+        script = SCRIPT.format(folder=quote([self.folder]), token=token, grace_s=GRACE_S, last=self.last)
+        made = frame(script)
         process = _process.start(self.argv(made.script), stdin=subprocess.PIPE)
         self._lines = ProcessLines(self.device, process, made)
         try:

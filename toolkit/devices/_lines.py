@@ -8,7 +8,7 @@ import select
 import subprocess
 import time
 
-from acmix.toolkit.device import printable
+from acmix.toolkit.device import LongLineError, printable
 from acmix.toolkit.devices._framing import GREETING_LIMIT_BYTES, LONGEST_MARK_BYTES, Frame, read_pid, unframe
 from acmix.toolkit.devices._process import CHUNK_BYTES, STDERR_LIMIT_BYTES
 from acmix.toolkit.errors import GateError
@@ -58,7 +58,7 @@ class ProcessLines:
                 del self.stdout[: end + 1]
                 return line
             if self.begun and len(self.stdout) >= limit_bytes:
-                raise GateError(f"{self.device}: the runner sent a line of more than {limit_bytes} bytes")
+                raise LongLineError(f"{self.device}: the runner sent a line of more than {limit_bytes} bytes")
             if not self.stdout_open:
                 raise self._gone()
             if time.monotonic() > deadline:

@@ -18,6 +18,8 @@ from acmix.toolkit.device import HOST_NAME, Device, TransportName, printable
 from acmix.toolkit.errors import UsageError, did_you_mean
 
 FILE_LIMIT_BYTES = 1 << 16
+MOST_CACHE_MB = 1_000_000
+"""A shell that counts in 32 bits must be able to add it up in KiB."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 ADDRESSES: dict[TransportName, tuple[re.Pattern[str], str]] = {
     "local": (re.compile(r""), "none: leave it out"),
@@ -66,6 +68,11 @@ def check_device(device: Device) -> None:
         raise UsageError(f"device {device.name!r}: threads = {device.threads}.\nIt is a number from 1 to 256.")
     if any(not 0 <= core < 4096 for core in device.cores) or len(set(device.cores)) != len(device.cores):
         raise UsageError(f"device {device.name!r}: cores = {list(device.cores)}.\nEach is a processor's number, once.")
+    if not 0 <= device.cache_mb <= MOST_CACHE_MB:
+        raise UsageError(
+            f"device {device.name!r}: cache_mb = {device.cache_mb}.\n"
+            f"It is a number from 0, which keeps nothing there, to {MOST_CACHE_MB}."
+        )
     folder = device.work_folder
     # Quoted, as every word for a device is, ~ would be a folder of that name.
     if not folder.isprintable() or ".." in Path(folder).parts or folder.startswith(("-", "~")):

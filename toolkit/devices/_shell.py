@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from acmix.toolkit.device import OUTPUT_LIMIT_BYTES, Completed, Device, DeviceState, LineStream, printable
-from acmix.toolkit.devices import _process, _transfer
+from acmix.toolkit.devices import _cache, _process, _transfer
+from acmix.toolkit.devices._cache import Cache, Kept
 from acmix.toolkit.devices._framing import AfterMark, frame, payload, quote, unframe
+from acmix.toolkit.devices._item import PARTS
 from acmix.toolkit.devices._keeper import Keeper
 from acmix.toolkit.devices._lines import ProcessLines
 from acmix.toolkit.errors import GateError
@@ -45,6 +47,7 @@ class ShellTransport:
     def __init__(self, device: Device, link: Link) -> None:
         self._device, self.link = device, link
         self._keeper: Keeper | None = None
+        self._place: str | None = None
 
     @property
     def device(self) -> Device:
@@ -103,9 +106,11 @@ class ShellTransport:
                 _process.end(process)
                 self._kill(pid)
 
-    def push(self, source: Path, name: str) -> str:
+    def push(self, source: Path, name: str, keep: bool = False) -> str:
         """See Transport; one round trip finds what the device has already."""
-        return _transfer.push(self.execute, self.device.name, self.work_folder(), source, name)
+        folder = self.work_folder()
+        cache = self._cache_in(self._found_place()) if keep else None
+        return _transfer.push(self.execute, self.device.name, folder, source, name, cache)
 
     def pull(self, remote: str, destination: Path) -> None:
         """See Transport; the device's own digest of the file must be that of what came."""
@@ -122,13 +127,15 @@ class ShellTransport:
         Held by a shell there, which removes it when the connection closes or this process dies.
         """
         if self._keeper is None:
-            folder = f"{self._place()}/{FOLDER}/{secrets.token_hex(8)}"
-            self._keeper = Keeper(self.device.name, self.link.argv, folder)
+            place = self._found_place()
+            folder, cache = f"{place}/{FOLDER}/{secrets.token_hex(8)}", self._cache_in(place)
+            last = cache.taking_over(f"{quote([folder])}/{PARTS}") if cache else ":"
+            self._keeper = Keeper(self.device.name, self.link.argv, folder, last)
         self._keeper.hold()
         return self._keeper.folder
 
     def remove_work_folder(self) -> None:
-        """Remove what was pushed; the folder that the user named stays, and so do those of other connections.
+        """Remove what was pushed, but for what the device keeps; the folders of other connections stay.
 
         Raises GateError soon when the device does not answer.
         """
@@ -137,13 +144,21 @@ class ShellTransport:
             return
         self._remove(keeper.folder)
 
-    def remove_every_work_folder(self) -> int:
-        """Remove what acmix left there, the folders of other connections too; how many there were."""
+    def kept(self) -> Kept:
+        """What the device keeps for the next call."""
+        place = self._look_for_place(make=False)
+        return Cache(f"{place}/{_cache.FOLDER}", 1).count(self.execute) if place else Kept(0, 0)
+
+    def remove_everything(self) -> tuple[int, Kept]:
+        """Remove all that acmix left there, of other connections too: how many work folders, and what it kept."""
         self.remove_work_folder()
-        place = f"{self._place()}/{FOLDER}"
-        done = self.execute(f"ls {quote([place])} 2>/dev/null", timeout_s=TEXT_TIMEOUT_S)
-        self._remove(place)
-        return len(done.stdout.split())
+        place = self._look_for_place(make=False)
+        if place is None:
+            return 0, Kept(0, 0)
+        kept = self.kept()
+        done = self.execute(f"ls {quote([f'{place}/{FOLDER}'])} 2>/dev/null", timeout_s=TEXT_TIMEOUT_S)
+        self._remove(f"{place}/{FOLDER}", f"{place}/{_cache.FOLDER}")
+        return len(done.stdout.split()), kept
 
     def close(self) -> None:
         """End the work folder; a device that is gone removes it by itself."""
@@ -152,18 +167,31 @@ class ShellTransport:
             with contextlib.suppress(GateError):
                 keeper.release(CLOSE_TIMEOUT_S)
 
-    def _remove(self, folder: str) -> None:
-        done = self.execute(f"rm -rf {quote([folder])}", timeout_s=REMOVE_TIMEOUT_S)
+    def _remove(self, *folders: str) -> None:
+        done = self.execute(f"rm -rf {quote(folders)}", timeout_s=REMOVE_TIMEOUT_S)
         if done.code != 0:
-            raise GateError(f"{self.device.name}: the work folder {folder} stays: {printable(done.stderr)}")
+            raise GateError(f"{self.device.name}: {folders[0]} stays: {printable(done.stderr)}")
 
-    def _place(self) -> str:
+    def _cache_in(self, place: str) -> Cache | None:
+        return Cache(f"{place}/{_cache.FOLDER}", self.device.cache_mb) if self.device.cache_mb else None
+
+    def _found_place(self) -> str:
         """The absolute path of the folder in which acmix makes its own; that one is the user's, and stays."""
+        if self._place is None:
+            self._place = self._look_for_place(make=True)
+            assert self._place is not None
+        return self._place
+
+    def _look_for_place(self, make: bool) -> str | None:
+        """make: where it does not exist; else it is None then."""
         place = quote([self.device.work_folder or self.link.default_folder])
-        done = self.execute(f"umask 077 && mkdir -p {place} && cd {place} && pwd -P", timeout_s=TEXT_TIMEOUT_S)
+        first = f"umask 077; mkdir -p {place} || exit" if make else f"if [ ! -e {place} ]; then echo -; exit; fi"
+        done = self.execute(f"{first}; cd {place} && pwd -P", timeout_s=TEXT_TIMEOUT_S)
         path = done.stdout.decode("utf-8", "replace").removesuffix("\n")
         if done.code != 0:
             raise GateError(f"{self.device.name}: no work folder at {place}: {printable(done.stderr)}")
+        if not make and path == "-":
+            return None
         if not path.startswith("/") or not path.isprintable():
             raise GateError(f"{self.device.name}: its shell says that the work folder is {printable(path)!r}")
         return path.rstrip("/")

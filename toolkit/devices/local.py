@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from acmix.toolkit.device import Completed, Device, DeviceState, LineStream
-from acmix.toolkit.devices import _process, _transfer
+from acmix.toolkit.devices import _process
 from acmix.toolkit.devices._framing import quote
 from acmix.toolkit.devices._guard import guarded_folder
+from acmix.toolkit.devices._item import digest_of, items
 from acmix.toolkit.devices._lines import ProcessLines
 from acmix.toolkit.devices._shell import FOLDER, TEXT_LIMIT_BYTES
 from acmix.toolkit.errors import GateError, UsageError
@@ -61,17 +62,17 @@ class LocalTransport:
             finally:
                 _process.end(process)
 
-    def push(self, source: Path, name: str) -> str:
-        """A copy, so that what runs is what was pushed."""
+    def push(self, source: Path, name: str, keep: bool = False) -> str:
+        """A copy, so that what runs is what was pushed. It costs nothing worth keeping it."""
         folder = self._work_folder()
-        for item in _transfer.items(source, str(folder), name):
+        for item in items(source, str(folder), name):
             copy = Path(item.remote)
-            if copy.is_file() and _transfer.digest_of(copy) == item.digest:
+            if copy.is_file() and digest_of(copy) == item.digest:
                 continue
             copy.parent.mkdir(parents=True, exist_ok=True)
             part = Path(item.part)
             shutil.copy(item.source, part)
-            if _transfer.digest_of(part) != item.digest:
+            if digest_of(part) != item.digest:
                 part.unlink()
                 raise GateError(f"{self.device.name}: {source} changed while it was copied, or the disk is damaged")
             part.replace(copy)

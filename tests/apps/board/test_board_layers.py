@@ -20,6 +20,7 @@ from acmix.toolkit.artifact import Artifact
 from acmix.toolkit.device import Device
 from acmix.toolkit.devices import connect
 from acmix.toolkit.errors import GateError
+from acmix.toolkit.measurement import read_measurement
 from acmix.toolkit.remote import RunnerBundle
 from acmix.toolkit.remote_layers import profile_layers_on_device
 
@@ -126,3 +127,44 @@ def lied_to(exported: Exported, folder: Path, notes: str) -> None:
     request = LayersRequest(2, 1, (), folder, folder / "log")
     with connect(BOX) as transport:
         profile_layers_on_device(transport, [(exported("float32")["onnx"], bundle)], request, lambda said: None)
+
+
+DYING = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import python_runner
+class Dying(python_runner.Server):
+    runs = 0
+    def once(self):
+        self.runs += 1
+        return os._exit(9) if self.runs > 60 else super().once()
+python_runner.serve(Dying("onnx"), sys.stdin.buffer, sys.stdout.buffer)
+"""
+
+
+def test_a_device_that_vanishes_leaves_the_runs_until_then(
+    project: Path, exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied(exported("float32")["onnx"], project)
+    (project / "dying").mkdir()
+    (project / "dying" / "dying.py").write_text(DYING)
+    command = (sys.executable, "{folder}/dying.py", str(PYTHON_RUNNER.parent))
+    bundle = RunnerBundle(project / "dying", "dying", command, "one that dies")
+    monkeypatch.setattr("acmix.apps.board.layers.choose_runners", lambda *_, **__: [bundle])
+    done = CliRunner().invoke(app, ["profile", folder, "--device", "box", "--layers", "--runs", "100000", "--json"])
+    assert done.exit_code == 1
+    (box,) = json.loads(done.stdout)["devices"]
+    assert "the runner ended with exit code 9" in box["error"]
+    assert f"The runs until then are kept: acmix profile --show {Path(box['kept']).name}" in done.stderr
+    kept = read_measurement(Path(box["kept"]))
+    assert kept.judgement.verdict == "incomplete"
+    names = [timing.artifact for timing in kept.timings]
+    assert names[1] == f"{names[0]}, kernels timed" and names[2] == "the convolution on onnx"
+    taken = [1 + len(timing.warm_up_ns) + len(timing.latency_ns) for timing in kept.timings]
+    assert 60 in taken and min(taken) >= 59
+
+
+def test_a_profile_that_came_to_its_end_leaves_no_journal(project: Path, exported: Exported) -> None:
+    folder = copied(exported("float32")["onnx"], project)
+    assert profile(folder, "--device", "box").exit_code == 0
+    assert list(project.glob("*.jsonl")) == [] and len(list(project.glob("layers-*.json"))) == 1

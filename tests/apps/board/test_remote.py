@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from acmix.toolkit._remote_place import count_instructions
 from acmix.toolkit._remote_runner import RemoteRunner, RunnerBundle, pinned, start_runner
+from acmix.toolkit.conditions import Identity
 from acmix.toolkit.device import Device, Transport
 from acmix.toolkit.devices import connect
 from acmix.toolkit.errors import GateError
@@ -159,9 +161,17 @@ def test_notes_that_are_nonsense_are_refused(host: Transport, tmp_path: Path, li
 def test_megabytes_of_notes_are_cut(host: Transport, tmp_path: Path) -> None:
     with (
         answering(host, tmp_path, told(runs=[[[0, 1]] * 3_000_000])) as runner,
-        pytest.raises(GateError, match="a line of more than 16777216 bytes"),
+        pytest.raises(
+            GateError, match=r"a line of more than 16777216 bytes\nThe profile is too long: profile fewer runs"
+        ),
     ):
         runner.kernels()
+
+
+def test_another_failure_gives_no_advice_about_long_profiles(host: Transport, tmp_path: Path) -> None:
+    with answering(host, tmp_path, '{"error":"out of memory"}') as runner, pytest.raises(GateError) as caught:
+        runner.kernels()
+    assert str(caught.value) == "box: the runner could not kernels: out of memory"
 
 
 def test_the_words_of_notes_can_be_shown(host: Transport, tmp_path: Path) -> None:
@@ -170,3 +180,39 @@ def test_the_words_of_notes_can_be_shown(host: Transport, tmp_path: Path) -> Non
         noted = runner.kernels().kernels[0]
     assert noted.name == "?[2JConv?" and noted.runs_on == "?upC" and noted.makes == "y"
     assert set(noted.kind) == set("? .") and len(noted.kind) < 320
+
+
+def counts(**changed: object) -> str:
+    """A right answer to `count`, with changes."""
+    return json.dumps({"loops": [2_000_012, 2_000_012], "instructions": [700, 700, 706], **changed})
+
+
+def test_instructions_are_believed_where_a_known_loop_is_counted_right(host: Transport, tmp_path: Path) -> None:
+    with answering(host, tmp_path, counts()) as runner:
+        assert runner.count(3) == (700, 700, 706)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (counts(loops=[1_000_000, 2_000_012]), "for a loop, which has 2000000 it gives 1000000 and 2000012"),
+        (counts(loops=[2_000_012, 2_100_000]), "for a loop, which has 2000000 it gives 2000012 and 2100000"),
+        (counts(instructions=[700, 700, 708]), "for a run it gives 700 and 708"),
+        (counts(instructions=[700, 700]), "answers nonsense: 2 counts of 3 runs"),
+        (counts(instructions=[700, 700, -1]), "answers nonsense"),
+        (counts(loops=[]), "answers nonsense"),
+        ('{"error":"no counter of instructions: Not implemented"}', "could not count: no counter of instructions"),
+    ],
+)
+def test_other_counts_are_refused(host: Transport, tmp_path: Path, line: str, sentence: str) -> None:
+    with answering(host, tmp_path, line) as runner, pytest.raises(GateError, match=sentence):
+        runner.count(3)
+
+
+def test_a_real_device_and_several_threads_are_not_counted(host: Transport) -> None:
+    with pytest.raises(
+        GateError, match=r"box is no emulated device: it has a latency\.\nTake counts_instructions out of"
+    ):
+        count_instructions(host, [], Identity(emulation=()), 1)
+    with pytest.raises(GateError, match="instructions of one thread are counted, 2 were asked"):
+        count_instructions(host, [], Identity(emulation=("QEMU",)), 2)

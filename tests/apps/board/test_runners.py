@@ -21,13 +21,13 @@ import pytest
 
 from acmix.apps.board.build import BUILDS, COMMON, SOURCES
 from acmix.apps.board.choose import PYTHON_RUNNER
-from acmix.apps.board.python_runner import results_of
+from acmix.apps.board.onnx_profile import results_of
 from acmix.toolkit.artifact import Artifact
 from acmix.toolkit.execute import file_inputs
 from acmix.toolkit.kernels import Notes
 from acmix.toolkit.profile import interface_of
 from acmix.toolkit.samples import Probes
-from acmix.toolkit.session import SessionRequest, open_session
+from acmix.toolkit.session import open_session
 
 Exported = Callable[[str], dict[str, Artifact]]
 
@@ -128,9 +128,7 @@ def check_against_session(runner: Runner, artifact: Artifact, folder: Path) -> N
     loaded = runner.ask(do="load", file=str(artifact.model_file), threads=1)
     assert loaded["load_ns"] > 0, loaded
     answer = runner.ask(do="run", inputs=files)
-    with open_session(
-        SessionRequest(artifact.manifest.target.name, str(artifact.model_file)), folder / "log"
-    ) as session:
+    with open_session(artifact.session(), folder / "log") as session:
         session.load()
         wanted = session.run(arrays)
     assert [base64.b64decode(text) for text in answer["outputs"]] == [array.tobytes() for array in wanted]
@@ -217,8 +215,7 @@ def test_a_runner_notes_the_kernels_that_the_runtime_notes_here(
     python = [sys.executable, str(PYTHON_RUNNER), target]
     notes = profile_of(request.getfixturevalue(native) if native else python, artifact, tmp_path)
     arrays, _ = inputs_of(artifact, tmp_path)
-    wanted = SessionRequest(target, str(artifact.model_file), profiled=True)
-    with open_session(wanted, tmp_path / "log") as session:
+    with open_session(replace(artifact.session(), profiled=True), tmp_path / "log") as session:
         found = session.name_kernels(notes, 4, "the runner's runtime")
         session.load()
         session.run(arrays)
@@ -237,6 +234,7 @@ def test_the_nodes_of_an_onnx_file_are_read_without_its_package(exported: Export
 def test_a_runner_without_a_profiler_says_so(exported: Exported) -> None:
     with running([sys.executable, str(PYTHON_RUNNER), "tflite"]) as runner:
         answer = runner.ask(do="load", file=str(exported("float32")["tflite"].model_file), profile=1)
+        assert "only the native runners count" in runner.ask(do="count", count=3)["error"]
     assert "its Python interpreter has no profiler" in answer["error"]
 
 
@@ -267,6 +265,7 @@ def test_the_native_runner_outlives_every_broken_line(native: list[str]) -> None
             answer = runner.say(line)
             assert set(answer) == {"error"}, line
         assert "came before load" in runner.ask(do="run", inputs=[])["error"]
+        assert "count came before run" in runner.ask(do="count", count=3)["error"]
 
 
 def test_without_a_runtime_the_python_runner_says_which_ones_it_knows() -> None:

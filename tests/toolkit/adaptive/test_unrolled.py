@@ -256,7 +256,8 @@ def test_a_cascade_takes_the_photo_as_each_stage_sees_it(tiny: str, some_photos:
     adaptive = find_adaptive(reference, imagenet=True)
     networks = {name: capture.build(source, None, 0) for name, source in adaptive.networks.items()}
     eager = eager_model(adaptive, networks)
-    result = evaluate.evaluate(outcome.artifact, folder, tmp_path / "log", lambda _: None, request.source.reference)
+    one = [outcome.artifact]
+    (result,), _ = evaluate.evaluate(one, folder, tmp_path / "log", lambda _: None, request.source.reference)
     assert result.agreement == 1.0 and not result.eager_missing
     assert set(result.exit_top1) == {"logits_1", "logits_2"}
     with load_single(outcome.artifact) as whole:

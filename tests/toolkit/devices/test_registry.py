@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acmix.toolkit.device import Device
@@ -35,6 +35,7 @@ def test_what_is_written_is_read_again(project: Path) -> None:
     assert load_device("rpi_5") == device
 
 
+@settings(deadline=None)
 @given(st.text().filter(str.isprintable))
 def test_every_printable_description_is_valid_toml(description: str) -> None:
     import tempfile
@@ -109,6 +110,8 @@ def test_a_work_folder_that_leads_elsewhere_is_refused(folder: str) -> None:
         ("transport = ", r"is no device file"),
         ("transport = 'local'\ncores = 'all'", r"is no device file"),
         ("transport = 'local'\nthreads = 0", r"threads = 0"),
+        ("transport = 'local'\ncache_mb = -1", r"cache_mb = -1\.\nIt is a number from 0, which keeps nothing there"),
+        ("transport = 'local'\ncache_mb = 1000001", r"cache_mb = 1000001"),
         ("transport = 'local'\ncores = [1, 1]", r"cores = \[1, 1\]"),
         ("address = 'x'", r"is no device file"),
         ("x" * 100_000, r"more than 65536 bytes"),

@@ -10,6 +10,7 @@ import pytest
 
 from acmix.toolkit.device import Completed
 from acmix.toolkit.devices import _transfer
+from acmix.toolkit.devices._item import items
 from acmix.toolkit.devices._process import Sink
 from acmix.toolkit.errors import GateError
 
@@ -34,7 +35,7 @@ def test_a_full_disk_is_named_and_not_taken_for_damage(tmp_path: Path) -> None:
     source, folder = tmp_path / "model.bin", tmp_path / "work"
     source.write_bytes(b"model" * 100_000)
     folder.mkdir()
-    (item,) = _transfer.items(source, str(folder), "model.bin")
+    (item,) = items(source, str(folder), "model.bin")
     Path(item.part).symlink_to("/dev/full")
     with pytest.raises(GateError, match=r"could not write model\.bin: .*No space left") as raised:
         _transfer.push(shell, "board", str(folder), source, "model.bin")
@@ -46,7 +47,7 @@ def test_a_file_that_was_cut_is_continued_and_one_with_other_bytes_replaced(tmp_
     source, folder = tmp_path / "model.bin", tmp_path / "work"
     source.write_bytes(bytes(range(256)) * 100)
     folder.mkdir()
-    (item,) = _transfer.items(source, str(folder), "model.bin")
+    (item,) = items(source, str(folder), "model.bin")
     for held in (source.read_bytes()[:1000], b"x" * 1000):
         Path(item.part).write_bytes(held)
         _transfer.push(shell, "board", str(folder), source, "model.bin")
