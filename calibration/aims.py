@@ -11,6 +11,8 @@ from acmix.toolkit.errors import UsageError
 
 Aim = Literal["accuracy", "surely", "cost", "rates", "geometric", "thresholds"]
 AIMS = "accuracy=0.5, surely=0.5, cost=12.5, rates=0.6,0.4, geometric=12 or thresholds=0.8"
+LEAST_SURELY = 0.01
+"""Points: over 16,000 photos on which nothing changes."""
 GEOMETRIC_ROWS = 39
 GEOMETRIC_UNIT = 20
 """Row p of the published tables lets q_k, proportional to (p / 20)^k, of the photos end at exit k."""
@@ -41,8 +43,11 @@ def parse_aim(text: str) -> OperatingAim:
         raise UsageError(f"--exits {text!r} is no operating point.\nWrite {AIMS}.")
     if min(values) < 0 or (aim == "rates" and abs(sum(values) - 1) > 1e-6):
         raise UsageError(f"--exits {text!r}: values are 0 or more, and rates sum to 1.\nWrite {AIMS}.")
-    if aim == "surely" and not values[0]:
-        raise UsageError(f"--exits {text!r}: no number of photos shows that nothing is lost.\nWrite surely=0.5.")
+    if aim == "surely" and values[0] < LEAST_SURELY:
+        raise UsageError(
+            f"--exits {text!r}: no number of photos shows that next to nothing is lost.\n"
+            f"Write surely=0.5; {LEAST_SURELY:g} is the least."
+        )
     if aim == "geometric" and not 1 <= values[0] <= GEOMETRIC_ROWS:
         raise UsageError(f"--exits {text!r}: the family has the rows 1 to {GEOMETRIC_ROWS}.\nWrite geometric=12.")
     return OperatingAim(cast(Aim, aim), values, text)

@@ -136,7 +136,10 @@ def count_instructions(
     """What an inference of each takes, by place; GateError where the device cannot count, or is a real one."""
     name = transport.device.name
     if not identity.emulation:
-        raise GateError(f"{name} is no emulated device: it has a latency.\nTake {FLAG} out of {name}.toml.")
+        what = (
+            "is no emulated device: it has a latency" if identity.emulation == () else "does not say whether it is real"
+        )
+        raise GateError(f"{name} {what}.\nTake {FLAG} out of {name}.toml.")
     if threads != 1:
         raise GateError(f"{name}: instructions of one thread are counted, {threads} were asked.\nUse --threads 1.")
     found = {}
@@ -147,7 +150,7 @@ def count_instructions(
             try:
                 found[number] = runner.count(COUNTED_RUNS)
             except GateError as error:
-                cure = f"Boot qemu-system with -icount shift=1, or take {FLAG} out of {name}.toml."
+                cure = f"Without a counter, boot qemu-system with -icount shift=1, or take {FLAG} out of {name}.toml."
                 raise GateError(f"{error}\n{cure}") from error
     return found
 

@@ -32,6 +32,7 @@ MOST_KERNELS = 10_000
 LONGEST_NAME = 300
 """Characters; what is behind them goes."""
 MOST_NS = 10**13
+MOST_COUNT = 10**15
 LOOP = 2_000_000
 """Instructions of the loop in instructions.c."""
 COUNT_TOLERANCE = 0.01
@@ -118,7 +119,8 @@ class RemoteRunner:
         Raises GateError, too, where the processor does not count a loop that is known, or not twice alike.
         """
         reply = self._ask({"do": "count", "count": runs}, RUN_TIMEOUT_S)
-        if len(reply.instructions) != runs or len(reply.loops) != 2 or min(*reply.instructions, *reply.loops) <= 0:
+        counts = (*reply.instructions, *reply.loops)
+        if len(reply.instructions) != runs or len(reply.loops) != 2 or not all(0 < one < MOST_COUNT for one in counts):
             raise self._nonsense(f"{len(reply.instructions)} counts of {runs} runs")
         for what, counts, least in (
             ("a loop", reply.loops, LOOP),

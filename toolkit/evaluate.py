@@ -116,6 +116,7 @@ def _check_alike(first: Artifact, other: Artifact) -> None:
     """Eager runs once for all, so weights, inputs and what is made of a photo have to be the same."""
     one, two = first.manifest, other.manifest
     unlike = {
+        "another model": one.model.source != two.model.source,
         "other weights": one.model.weights.digest != two.model.weights.digest,
         "other inputs": one.inputs != two.inputs,
         "other outputs": one.outputs != two.outputs,

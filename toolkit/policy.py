@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -227,18 +228,10 @@ def exit_test(rule: Rule, stage: str) -> Callable[[npt.NDArray[Any]], float]:
     That function raises GateError when they are no numbers.  The runner waits for it right after a network has
     emptied the caches, where whatever is looked up and each function of numpy costs some microseconds and a thousand
     numbers next to nothing.  So the default rule is a closure around its constants, and argmax, exp and dot are all
-    that it calls, no reduction, no conversion.  1 minus what it gives is right to a hundred-thousandth of itself.
+    that it calls, no reduction, no conversion.  1 minus what it gives is right to a ten-thousandth of itself.
     """
 
-    def exact(logits: npt.NDArray[Any]) -> float:
-        found = float(confidences(logits, rule))
-        if not math.isfinite(found):
-            raise GateError(
-                f"the confidence of stage {stage!r} is {found}: its logits hold NaN or infinity.\n"
-                "No exit can be chosen; verify the stage's file: acmix verify."
-            )
-        return found
-
+    exact = partial(_checked_confidence, rule=rule, stage=stage)
     if rule != "max_softmax":
         return exact
     exp, (low, high), near = np.exp, SAFE_LOGITS, NEAR_ONE
@@ -265,9 +258,19 @@ def exit_test(rule: Rule, stage: str) -> Callable[[npt.NDArray[Any]], float]:
     return quick
 
 
+def _checked_confidence(logits: npt.NDArray[Any], rule: Rule, stage: str) -> float:
+    found = float(confidences(logits, rule))
+    if not math.isfinite(found):
+        raise GateError(
+            f"the confidence of stage {stage!r} is {found}: its logits hold NaN or infinity.\n"
+            "No exit can be chosen; verify the stage's file: acmix verify."
+        )
+    return found
+
+
 def confidence(logits: npt.NDArray[Any], rule: Rule, stage: str) -> float:
     """How sure a stage is of one photo, as the runner's exit test says it; raises as that does."""
-    return exit_test(rule, stage)(logits)
+    return exit_test(rule, stage)(logits.reshape(-1))
 
 
 def sensitivity(rule: Rule, classes: int) -> float:

@@ -45,7 +45,7 @@ def profile_on_device(
     journal: Path | None = None,
     photos: Sequence[Samples] = (),
 ) -> Measurement:
-    """Push, prove and measure artifacts on a device, each with its runner; nothing of ours stays there.
+    """Push, prove and measure artifacts on a device, each with its runner; its work folder goes, what it keeps stays.
 
     request.threads: of the runtime.  The device's cores say where a runner is pinned.  journal: a new file that
     takes every sample as it comes.  photos: for each artifact its inputs, one a run in turn, pushed before; without

@@ -55,13 +55,16 @@ def show(folders: Sequence[Path], names: str, flags: layers.LayerFlags, as_json:
         if outcome.report is None:
             screen.print(outcome.error)
             if outcome.kept is not None:
-                kept = os.path.relpath(outcome.kept)
-                screen.print(f"The runs until then are kept: acmix profile --show {kept}", soft_wrap=True)
+                _tell(outcome.kept)
         else:
             layers.present(outcome.report, outcome.saved, _picture(flags.plot, device, len(devices)))
     if as_json:
         print_json("profile", devices=[_row(outcome) for outcome in outcomes])
     raise typer.Exit(1 if any(outcome.report is None for outcome in outcomes) else 0)
+
+
+def _tell(kept: Path) -> None:
+    console().print(f"The runs until then are kept: acmix profile --show {os.path.relpath(kept)}", soft_wrap=True)
 
 
 def _picture(plot: Path | None, device: Device, devices: int) -> Path | None:
@@ -85,6 +88,11 @@ def _measured(device: Device, opened: Sequence[Artifact], flags: layers.LayerFla
             report = _measure(device, opened, flags, status.update, journal)
     except AcmixError as error:
         return Outcome(device.name, error=str(error), kept=journal if journal.exists() else None)
+    except BaseException:
+        # Ctrl-C.
+        if journal.exists():
+            _tell(journal)
+        raise
     saved = save(report, beside)
     journal.unlink(missing_ok=True)
     return Outcome(device.name, report, saved)

@@ -71,7 +71,7 @@ def file_checks(transport: Transport, scratch: Path) -> list[Check]:
 
 def clean_up_check(transport: Transport, scratch: Path) -> Check:
     """The last one: it removes what the others needed."""
-    claim = "the work folder is removed, and nothing of acmix stays"
+    claim = "the work folder is removed, and nothing of it stays"
     return Check("cleanup", claim, lambda: _clean_up(transport, scratch))
 
 

@@ -146,7 +146,7 @@ def _bundle(bench: Bench, artifact: Artifact, profiled: bool = False) -> RunnerB
 
 def _runner(bench: Bench, artifact: Artifact) -> Evidence:
     bundle = _bundle(bench, artifact)
-    folder = bench.transport.push(bundle.folder, f"runners/{bundle.name}")
+    folder = bench.transport.push(bundle.folder, f"runners/{bundle.name}", keep=True)
     file = bench.transport.push(artifact.model_file, f"selftest/{artifact.name}{artifact.model_file.suffix}")
     with start_runner(bench.transport, bundle, folder, artifact.manifest.file_outputs) as runner:
         loaded = runner.load(file, bench.threads)
@@ -173,7 +173,7 @@ def _outputs(bench: Bench, artifact: Artifact) -> Evidence:
 
 def _kernels(bench: Bench, artifact: Artifact) -> Evidence:
     bundle = _bundle(bench, artifact, profiled=True)
-    folder = bench.transport.push(bundle.folder, f"runners/{bundle.name}")
+    folder = bench.transport.push(bundle.folder, f"runners/{bundle.name}", keep=True)
     placed = place(bench.transport, artifact, bundle, folder, 0)
     with placed.start(bench.transport) as runner:
         lane = RemoteLane(runner, placed, bench.threads, profiled=True)

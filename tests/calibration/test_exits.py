@@ -197,6 +197,7 @@ def test_logits_that_cannot_be_calibrated_are_refused(
         "accuracy=nan",
         "luck=3",
         "surely=0",
+        "surely=1e-310",
         "surely=1,2",
         "cost=-1",
         "rates=0.5,0.6",

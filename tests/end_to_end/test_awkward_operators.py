@@ -46,7 +46,11 @@ def test_every_output_of_the_saved_file_agrees_with_eager_under_its_own_name(
 def test_core_ml_accepts_it(artifacts: dict[str, Artifact]) -> None:
     manifest = artifacts["coreml"].manifest
     assert manifest.proof.verdict in ("not executed", "passed")
-    assert [spec.shape for spec in manifest.outputs] == [(1, 16, 16, 20), (1, 10)]
+    assert [(spec.name, spec.shape) for spec in manifest.outputs] == [
+        ("features", (1, 16, 16, 20)),
+        ("scores", (1, 10)),
+    ]
+    assert [agreement.output for agreement in manifest.proof.agreements] in ([], ["features", "scores"])
 
 
 @pytest.mark.parametrize("target", ["executorch", "tflite"])

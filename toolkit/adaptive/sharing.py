@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -88,10 +89,10 @@ def nothing_in_common(modules: Sequence[nn.Module]) -> str:
     import torch
 
     separate, sizes = 0, dict[bytes, int]()
-    for tensor in (tensor for module in modules for tensor in module.state_dict().values()):
+    for tensor in (t for module in modules for t in itertools.chain(module.parameters(), module.buffers())):
         data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
         separate += data.numel()
-        sizes[hashlib.sha256(data.numpy()).digest()] = data.numel()
+        sizes[hashlib.sha256(data.numpy().tobytes()).digest()] = data.numel()
     if len(modules) < 2 or not separate or sum(sizes.values()) <= (1 - LEAST_SAVED) * separate:
         return ""
     saved = 1 - sum(sizes.values()) / separate

@@ -20,12 +20,15 @@ MOST_FILES = 1000
 TIMEOUT_S = 30.0
 COUNTED = re.compile(rb"([0-9]{1,9}) ([0-9]{1,12})\n")
 # Android forbids hard links, and a network file system may: then it is a copy. `ours`: not what somebody else has put
-# there for us to link. mksh counts in 32 bits: sizes are in KiB. `du` lists its arguments in their order.
+# there for us to link, and not where nothing tells sizes. mksh counts in 32 bits: sizes are in KiB. `du` lists its
+# arguments in their order, the newest first.
 FUNCTIONS = """
-ours() {{ [ -d "$c" ] && [ ! -L "$c" ] && [ -O "$c" ]; }}
+ours() {{ [ -d "$c" ] && [ ! -L "$c" ] && [ -O "$c" ] && command -v du >/dev/null; }}
 same() {{ ln "$1" "$2" 2>/dev/null || cp "$1" "$2" 2>/dev/null; }}
 take() {{
-    if [ -f "$c/$1" ] && [ ! -e "$2" ] && same "$c/$1" "$2"; then touch "$c/$1"; chmod "$4" "$2"; fi
+    if [ -f "$c/$1" ] && [ ! -e "$2" ]; then
+        if same "$c/$1" "$2"; then touch "$c/$1"; chmod "$4" "$2"; else rm -f "$2"; fi
+    fi
     if [ -f "$c/$1.part" ] && [ ! -e "$3" ]; then mv "$c/$1.part" "$3"; fi
 }}
 put() {{
@@ -41,8 +44,8 @@ trim() {{ (
     cd "$c" || exit
     kb=0 files=0
     listed | while read -r size name; do
-        files=$((files + 1))
-        if [ $((kb + size)) -gt "$1" ] || [ $files -gt {most} ]; then rm -f -- "$name"; else kb=$((kb + size)); fi
+        files=$((files + 1)) kb=$((kb + size))
+        if [ $kb -gt "$1" ] || [ $files -ge {most} ]; then rm -f -- "$name"; fi
     done
 ) }}
 count() {{ (
@@ -89,7 +92,7 @@ class Cache:
         takes = "\n".join(
             f"take {quote([item.digest, item.remote, item.part, item.mode])}" for item in items if item.kept
         )
-        return f'{self.functions}(umask 077; mkdir -p "$c")\nif ours; then\n{takes or ":"}\nfi' if takes else ":"
+        return f'{self.functions}(umask 077; mkdir -p "$c")\nif ours; then\n{takes}\nfi' if takes else ":"
 
     def making_room(self, item: Item) -> str:
         """A snippet that throws out what was not used for longest, until the item has room."""

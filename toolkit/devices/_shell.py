@@ -109,8 +109,8 @@ class ShellTransport:
     def push(self, source: Path, name: str, keep: bool = False) -> str:
         """See Transport; one round trip finds what the device has already."""
         folder = self.work_folder()
-        cache = self._cache_in(self._found_place()) if keep else None
-        return _transfer.push(self.execute, self.device.name, folder, source, name, cache)
+        cache = self._cache_in(self._found_place())
+        return _transfer.push(self.execute, self.device.name, folder, source, name, cache, keep)
 
     def pull(self, remote: str, destination: Path) -> None:
         """See Transport; the device's own digest of the file must be that of what came."""
@@ -157,7 +157,9 @@ class ShellTransport:
             return 0, Kept(0, 0)
         kept = self.kept()
         done = self.execute(f"ls {quote([f'{place}/{FOLDER}'])} 2>/dev/null", timeout_s=TEXT_TIMEOUT_S)
-        self._remove(f"{place}/{FOLDER}", f"{place}/{_cache.FOLDER}")
+        self._remove(f"{place}/{FOLDER}")
+        if kept.files and not Cache(f"{place}/{_cache.FOLDER}", 1).empty(self.execute):
+            raise GateError(f"{self.device.name}: {place}/{_cache.FOLDER} stays.\nRemove it by hand.")
         return len(done.stdout.split()), kept
 
     def close(self) -> None:
@@ -167,10 +169,10 @@ class ShellTransport:
             with contextlib.suppress(GateError):
                 keeper.release(CLOSE_TIMEOUT_S)
 
-    def _remove(self, *folders: str) -> None:
-        done = self.execute(f"rm -rf {quote(folders)}", timeout_s=REMOVE_TIMEOUT_S)
+    def _remove(self, folder: str) -> None:
+        done = self.execute(f"rm -rf {quote([folder])}", timeout_s=REMOVE_TIMEOUT_S)
         if done.code != 0:
-            raise GateError(f"{self.device.name}: {folders[0]} stays: {printable(done.stderr)}")
+            raise GateError(f"{self.device.name}: {folder} stays: {printable(done.stderr)}")
 
     def _cache_in(self, place: str) -> Cache | None:
         return Cache(f"{place}/{_cache.FOLDER}", self.device.cache_mb) if self.device.cache_mb else None

@@ -32,9 +32,14 @@ def timeout_s(size: int) -> float:
     return SHORT_TIMEOUT_S + size / SLOWEST_BYTES_PER_S
 
 
-def push(execute: Execute, device: str, folder: str, source: Path, name: str, cache: Cache | None = None) -> str:
-    """Send what the device does not hold yet; the remote path of `name`. cache: where it keeps the files."""
-    wanted = items(source, folder, name, cache.limit_kb << 10 if cache else 0)
+def push(
+    execute: Execute, device: str, folder: str, source: Path, name: str, cache: Cache | None = None, keep: bool = True
+) -> str:
+    """Send what the device does not hold yet; the remote path of `name`.
+
+    cache: where it keeps files, which makes room where there is none.  keep: these files, for the next call.
+    """
+    wanted = items(source, folder, name, cache.limit_kb << 10 if cache and keep else 0)
     size = sum(item.size for item in wanted)
     places = {path for item in wanted for path in (item.remote, item.part)} or {f"{folder}/{name}/-"}
     folders = sorted({str(PurePosixPath(place).parent) for place in places})
@@ -101,8 +106,9 @@ def _append(execute: Execute, item: Item, held: int, cache: Cache | None) -> Com
     # A connection that was cut looks here like the end of the file: what has come is no damage then, and stays.
     damaged = f"[ $(wc -c <{part}) -lt {item.size} ] || rm -f {part}"
     judge = f'case "$d" in {item.digest}*) {place};; *) {damaged};; esac'
-    # Grouped: what SUM ends with must not run after a cat that failed.
-    write = f"cat {'>>' if held else '>'}{part} && {{ {SUM}; }} && d=$($sum <{part}) && echo $d && {judge}"
+    # What came before a disk was full must not stay and fill it.
+    grow = f"cat {'>>' if held else '>'}{part} || {{ rm -f {part}; exit 1; }}"
+    write = f"{grow}\n{SUM}\nd=$($sum <{part}) && echo $d && {judge}"
     with item.source.open("rb", buffering=0) as file:
         file.seek(held)
         return execute(f"{before}\n{write}", timeout_s=timeout_s(item.size), stdin=file)

@@ -67,7 +67,7 @@ class IosTransport:
         """Refused: iOS runs no commands."""
         self._refuse()
 
-    def push(self, source: Path, name: str) -> str:
+    def push(self, source: Path, name: str, keep: bool = False) -> str:
         """Refused: coremltools' app brings its model along."""
         self._refuse()
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
@@ -17,6 +19,7 @@ from acmix.toolkit.devices import _transfer
 from acmix.toolkit.devices._cache import Cache, Kept
 from acmix.toolkit.devices._item import PARTS, digest_of
 from acmix.toolkit.devices._process import Sink
+from acmix.toolkit.errors import GateError
 
 
 class Shell:
@@ -108,6 +111,49 @@ def test_a_file_larger_than_the_limit_is_not_kept_and_throws_nothing_out(push: P
     assert list(files(cache).values()) == [b"small"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_full_disk_is_left_as_it_was_and_what_was_kept_makes_room(
+    keep: bool, push: Push, shell: Shell, cache: Cache, tmp_path: Path
+) -> None:
+    source, data = tmp_path / "new.bin", b"new" * 10_000
+    source.write_bytes(data)
+    digest, folder = digest_of(source), tmp_path / "full"
+    part = folder / PARTS / digest if keep else folder / f"new.bin.{digest[:16]}.part"
+    send = partial(_transfer.push, shell, "board", str(folder), source, "new.bin", cache, keep)
+
+    def fill() -> None:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.symlink_to("/dev/full")
+
+    fill()
+    with pytest.raises(GateError, match=r"board could not write new\.bin: .*No space left on device"):
+        send()
+    assert not os.path.lexists(part)
+    push(b"old", "one")
+    fill()
+    assert Path(send()).read_bytes() == data
+    assert not Path(cache.folder).exists()
+
+
+def test_nothing_is_kept_where_nothing_tells_sizes(shell: Shell, cache: Cache, tmp_path: Path) -> None:
+    """A device without du."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("mkdir", "cat", "sha256sum", "wc", "chmod", "mv", "rm", "ln", "cp", "touch", "ls"):
+        (tools / tool).symlink_to(shutil.which(tool) or "")
+    source = tmp_path / "source.bin"
+    source.write_bytes(b"data")
+
+    def bare(snippet: str, **options: Any) -> Completed:
+        return shell(f"PATH={tools}; {snippet}", **options)
+
+    assert (
+        Path(_transfer.push(bare, "board", str(tmp_path / "one"), source, "model.bin", cache)).read_bytes() == b"data"
+    )
+    assert files(cache) == {}
+
+
 def test_many_files_are_bounded_by_their_number(push: Push, cache: Cache) -> None:
     Path(cache.folder).mkdir()
     for number in range(1005):
@@ -115,9 +161,9 @@ def test_many_files_are_bounded_by_their_number(push: Push, cache: Cache) -> Non
         file.write_bytes(b"")
         os.utime(file, (1e9 + number, 1e9 + number))
     push(b"one more", "one")
-    # The newest thousand were left, and one came.
+    # The newest 999 were left, and one came.
     kept = sorted(files(cache))
-    assert len(kept) == 1001 and f"{4:064x}" not in kept and f"{5:064x}" in kept
+    assert len(kept) == 1000 and f"{5:064x}" not in kept and f"{6:064x}" in kept
 
 
 @pytest.mark.parametrize("beginning", [b"right" * 500, b"wrong" * 500, b"right" * 3000])
@@ -137,7 +183,8 @@ def test_a_push_that_was_cut_goes_on_in_the_next_call(
     assert files(cache) == {digest_of(whole): data}
     # A wrong beginning shows at the end, and then all is sent.
     rest = len(data) - len(beginning)
-    assert shell.sent == {b"r": rest, b"w": rest + len(data)}[beginning[:1]] if rest > 0 else len(data)
+    wanted = {b"r": rest, b"w": rest + len(data)}[beginning[:1]] if rest > 0 else len(data)
+    assert shell.sent == wanted
 
 
 def test_two_at_once_do_not_disturb_each_other(shell: Shell, cache: Cache, tmp_path: Path) -> None:
