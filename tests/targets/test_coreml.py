@@ -248,14 +248,19 @@ def test_no_path_of_this_machine_is_inside(float32: Exported, float16: Exported,
                 assert text.encode() not in data
 
 
-def test_another_process_writes_the_same_bytes(float32: Exported, tmp_path: Path) -> None:
+def test_two_processes_write_the_same_bytes(float32: Exported, tmp_path: Path) -> None:
+    """Fresh ones, as those of exports: what other tests converted in this one has once shown in a file."""
     script = "import runpy, sys; runpy.run_path(sys.argv[1])['write'](sys.argv[2])"
-    command = [sys.executable, "-c", script, __file__, str(tmp_path)]
-    subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": "7"})
-    again = Exported(tmp_path / "model.mlpackage", float32.lowered)
-    lines = [str(made.specification).splitlines() for made in (float32, again)]
-    assert list(difflib.unified_diff(*lines, n=0)) == []
-    assert files_of(again.package) == files_of(float32.package)
+    folders = [tmp_path / seed for seed in ("7", "8")]
+    children = []
+    for folder in folders:
+        folder.mkdir()
+        command = [sys.executable, "-c", script, __file__, str(folder)]
+        children.append(subprocess.Popen(command, env=os.environ | {"PYTHONHASHSEED": folder.name}))
+    assert [child.wait() for child in children] == [0, 0]
+    one, two = (Exported(folder / "model.mlpackage", float32.lowered) for folder in folders)
+    assert list(difflib.unified_diff(*(str(made.specification).splitlines() for made in (one, two)), n=0)) == []
+    assert files_of(one.package) == files_of(two.package)
     assert float32.lowered.nondeterminism == ""
 
 
