@@ -57,6 +57,7 @@ def draw(file: Path, policy: Policy, baselines: Sequence[Baseline] = ()) -> None
     right_word = "accuracy" if calibration.labelled else "agreement with the last stage"
     axes.set_ylabel(f"{right_word} on {calibration.photos} photos in %")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize="small")
+    # Below: inside it covers points, wherever it is.
+    figure.legend(loc="outside lower center", fontsize="small", ncols=2)
     with whole(file) as part:
         figure.savefig(part, dpi=120, metadata={})
