@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import numpy as np
 
@@ -37,9 +37,8 @@ def parse_aim(text: str) -> OperatingAim:
         values = tuple(float(part) for part in rest.split(",")) if equals else ()
     except ValueError:
         values = ()
-    known = aim in ("accuracy", "surely", "cost", "rates", "geometric", "thresholds")
-    single = aim in ("accuracy", "surely", "cost", "geometric")
-    if not known or not values or not np.isfinite(values).all() or (single and len(values) != 1):
+    single = aim not in ("rates", "thresholds")
+    if aim not in get_args(Aim) or not values or not np.isfinite(values).all() or (single and len(values) != 1):
         raise UsageError(f"--exits {text!r} is no operating point.\nWrite {AIMS}.")
     if min(values) < 0 or (aim == "rates" and abs(sum(values) - 1) > 1e-6):
         raise UsageError(f"--exits {text!r}: values are 0 or more, and rates sum to 1.\nWrite {AIMS}.")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from acmix.calibration.observers import PERCENTILE, Observation, found_range, start
+from acmix.calibration.observers import PERCENTILE, Observation, found_range, start, widest_range
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.quantize import graph_module
 from acmix.toolkit.ranges import Fingerprint, Observer, Ranges, fingerprint
@@ -27,12 +27,11 @@ Watch = Callable[[str, Tensor], None]
 class Observed:
     """What every floating tensor of a program took on over samples, by the name of its node in `program.module()`.
 
-    extremes: the least and the largest value on each sample, in the samples' order. first: the first sample.
+    first: the first sample.
     """
 
     samples: Samples
     observations: dict[str, Observation] = field(default_factory=dict)
-    extremes: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     fingerprints: dict[str, Fingerprint] = field(default_factory=dict)
     first: tuple[Array, ...] = ()
 
@@ -51,8 +50,8 @@ class Observed:
 
     def extremes_of(self, positions: Collection[int]) -> dict[str, tuple[float, float]]:
         """The range of each tensor, 0 included, over some of the samples."""
-        found = {node: [ends[i] for i in positions] for node, ends in self.extremes.items()}
-        return {n: (min(0.0, *(low for low, _ in e)), max(0.0, *(high for _, high in e))) for n, e in found.items()}
+        some = {node: widest_range([one.extremes[i] for i in positions]) for node, one in self.observations.items()}
+        return {node: (found.low, found.high) for node, found in some.items()}
 
 
 def collect(
@@ -63,7 +62,7 @@ def collect(
 
 
 def observe(program: ExportedProgram, samples: Samples, observers: Collection[Observer]) -> Observed:
-    """Run the program over the samples once, and keep what several observers need.
+    """Run the program over the samples once, and keep what these observers need; the extremes without any.
 
     Raises UsageError when there is no sample, when one does not fit the program, or when a value is not finite.
     """
@@ -72,13 +71,11 @@ def observe(program: ExportedProgram, samples: Samples, observers: Collection[Ob
         made.first = made.first or sample
 
         def watch(node: str, value: Tensor, identifier: str = identifier) -> None:
-            ends = finite_extremes(node, value, identifier)
+            check_finite(node, value, identifier)
             if node not in made.observations:
                 made.observations[node] = start(observers)
-                made.extremes[node] = []
                 made.fingerprints[node] = fingerprint(value.detach().double().numpy())
             made.observations[node].add(value)
-            made.extremes[node].append(ends)
 
         run.outputs(sample, watch)
     return made
@@ -113,17 +110,13 @@ def _described(types: Sequence[tuple[tuple[int, ...], str]]) -> str:
     return ", ".join(f"{'x'.join(map(str, shape))} of {dtype}" for shape, dtype in types) or "nothing"
 
 
-def finite_extremes(node: str, value: Tensor, identifier: str) -> tuple[float, float]:
-    """The least and the largest value, 0 of none. Raises UsageError for NaN and infinity: no range holds them."""
-    if not value.numel():
-        return 0.0, 0.0
-    low, high = (float(end) for end in torch.aminmax(value))
-    if not (math.isfinite(low) and math.isfinite(high)):
+def check_finite(node: str, value: Tensor, identifier: str) -> None:
+    """Raise UsageError when a value is NaN or infinite: no range holds it."""
+    if value.numel() and not all(math.isfinite(float(end)) for end in torch.aminmax(value)):
         raise UsageError(
             f"{node} takes on NaN or infinity on sample {identifier}, which integers cannot express.\n"
             "Look at the sample and at the network's float32 outputs on it first."
         )
-    return low, high
 
 
 class Watched(fx.Interpreter):

@@ -28,7 +28,6 @@ from acmix.toolkit.samples import Samples
 
 OTHER_OBSERVERS: tuple[Observer, ...] = ("minmax", "percentile")
 """Moving averages and entropy never did better than these: docs/quantization.md."""
-EXTREMES: tuple[Observer, ...] = ("minmax",)
 MOST_FLOAT = 0.5
 """Of multiply-accumulates: with more in float, the file is no int8 file any more."""
 SENSITIVITY_SAMPLES = 8
@@ -63,7 +62,7 @@ class MixedCalibrator:
                 self.plan = replace(self.plan, tradeoff=tradeoff)
         else:
             made = apply(self.plan, program, self.samples, kept)
-        remarks = insufficient(observe(made.program, self.samples, EXTREMES))
+        remarks = insufficient(observe(made.program, self.samples, ()))
         return replace(made, repairs=(*in_words(self.plan), *made.repairs, *remarks))
 
 

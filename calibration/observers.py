@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -30,25 +30,20 @@ BLOCK = 16
 class Observation:
     """What is kept of one tensor over the samples: as much as its observers need.
 
-    low, high: the least and the largest value of all; average_low, average_high: those of each sample, averaged
-    with a weight of 0.01 for the newest, as torch does. histogram: None where no observer searches in it.
+    extremes: the least and the largest value on each sample, in the samples' order; 0 of no value.
+    histogram: None where no observer searches in it.
     """
 
     histogram: Histogram | None = None
-    low: float = math.inf
-    high: float = -math.inf
-    average_low: float = 0.0
-    average_high: float = 0.0
+    extremes: list[tuple[float, float]] = field(default_factory=list)
 
     def add(self, values: Tensor) -> None:
         """Take in the tensor's values on one sample, of any shape; they are finite."""
         if not values.numel():
+            self.extremes.append((0.0, 0.0))
             return
         low, high = (float(end) for end in torch.aminmax(values))
-        weight = MOMENTUM if math.isfinite(self.low) else 1.0
-        self.average_low += weight * (low - self.average_low)
-        self.average_high += weight * (high - self.average_high)
-        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.extremes.append((low, high))
         if self.histogram is not None:
             self.histogram.add(values)
 
@@ -61,16 +56,28 @@ def start(observers: Collection[Observer]) -> Observation:
 def found_range(observation: Observation, observer: Observer, percentile: float = PERCENTILE) -> Range:
     """The range that an observer makes of what was seen; 0 to 0 of a tensor that had no value but 0."""
     histogram = observation.histogram
-    if not math.isfinite(observation.low):
-        return Range(0.0, 0.0)
     if observer == "minmax":
-        return with_zero(observation.low, observation.high)
+        return widest_range(observation.extremes)
     if observer == "moving_average":
-        return with_zero(observation.average_low, observation.average_high)
+        return average_range(observation.extremes)
     assert histogram is not None
     if observer == "percentile":
         return percentile_range(histogram, percentile)
     return mse_range(histogram) if observer == "mse" else entropy_range(histogram)
+
+
+def widest_range(extremes: Sequence[tuple[float, float]]) -> Range:
+    """Of all samples, 0 included."""
+    return Range(min([0.0, *(low for low, _ in extremes)]), max([0.0, *(high for _, high in extremes)]))
+
+
+def average_range(extremes: Sequence[tuple[float, float]]) -> Range:
+    """The ends averaged sample by sample, with a weight of 0.01 for the newest, as torch does."""
+    low, high = extremes[0] if extremes else (0.0, 0.0)
+    for newest_low, newest_high in extremes[1:]:
+        low += MOMENTUM * (newest_low - low)
+        high += MOMENTUM * (newest_high - high)
+    return with_zero(low, high)
 
 
 def with_zero(low: float, high: float) -> Range:
