@@ -18,9 +18,7 @@ from acmix.toolkit.devices._guard import guarded_folder
 from acmix.toolkit.errors import GateError, UsageError
 from acmix.toolkit.execute import Reference, compared, file_inputs
 from acmix.toolkit.joining import RUNNER, own_file
-from acmix.toolkit.journal import Journal
 from acmix.toolkit.measure import Timed
-from acmix.toolkit.measurement import Header, Subject
 from acmix.toolkit.profile import MOST_PHOTOS, interface_of
 from acmix.toolkit.reproof import judged, stored_references
 from acmix.toolkit.samples import Samples
@@ -234,19 +232,3 @@ def _governor(state: State, cores: Sequence[int]) -> str:
     clocks = [c for c in state.clocks or () if not cores or set(c.cpus) & set(cores)]
     names = dict.fromkeys(printable(c.governor, 40) for c in clocks if c.governor)
     return ", ".join(names) or "unknown"
-
-
-def subject_of(placed: Placed) -> Subject:
-    """What is measured of an artifact."""
-    m = placed.artifact.manifest
-    return Subject(placed.artifact.name, m.target.name, m.recipe.name, m.files[0].sha256)
-
-
-def opened_journal(stack: contextlib.ExitStack, file: Path | None, header: Header) -> Journal | None:
-    """A new journal that the stack closes."""
-    if file is None:
-        return None
-    journal = Journal(file)
-    stack.callback(journal.close)
-    journal.write(header)
-    return journal

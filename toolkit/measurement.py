@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from acmix.toolkit.conditions import Conditions
 from acmix.toolkit.errors import UsageError
-from acmix.toolkit.journal import SUFFIX, Sample, lines_of
+from acmix.toolkit.journal import SUFFIX, Journal, Sample, lines_of
 from acmix.toolkit.measure import Event, Plan, Recorder
 from acmix.toolkit.ratio import Ratio, paired_ratio
 from acmix.toolkit.verdict import Judgement, Shape, judge
@@ -31,8 +32,7 @@ class Timings:
     load_ns: imports not counted. first_run_ns: the first inference after loading; both of the first process.
     warm_up_ns: the runs before the steady state. process_starts: places in latency_ns where a new process began.
     emulated: these are no latency of a real device. instructions: of some inferences there, where they were counted.
-    peak_memory_mb: of the whole process, its
-    Python and runtime included.
+    peak_memory_mb: of the whole process, its Python and runtime included.
     """
 
     artifact: str
@@ -116,6 +116,23 @@ class Measurement:
     def is_emulated(self) -> bool:
         """Whether its milliseconds must not be shown as latency."""
         return bool(self.conditions.identity.emulation)
+
+
+@contextlib.contextmanager
+def recorded(header: Header, file: Path | None) -> Iterator[Recorder]:
+    """A recorder of all subjects. file: a new journal that takes every sample; it goes where none was taken."""
+    if file is None:
+        yield Recorder(len(header.subjects))
+        return
+    journal = Journal(file)
+    recorder = Recorder(len(header.subjects), journal)
+    try:
+        journal.write(header)
+        yield recorder
+    finally:
+        journal.close()
+        if not recorder.has_samples:
+            file.unlink()
 
 
 def ratios(timings: Sequence[Timings]) -> list[Ratio | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -16,9 +16,17 @@ from acmix.toolkit.conditions import Conditions, Identity, State
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.execute import Interface, file_inputs
 from acmix.toolkit.gate import wait_until_ready
-from acmix.toolkit.journal import Journal
 from acmix.toolkit.measure import PRESETS, Event, Plan, Preset, Recorder, Timed, Watch, keep, measure
-from acmix.toolkit.measurement import Header, Measurement, Subject, assemble, read_measurement, save, summaries
+from acmix.toolkit.measurement import (
+    Header,
+    Measurement,
+    Subject,
+    assemble,
+    read_measurement,
+    recorded,
+    save,
+    summaries,
+)
 from acmix.toolkit.samples import Probes, Samples
 from acmix.toolkit.session import Session, open_session
 from acmix.toolkit.state.reading import (
@@ -97,14 +105,10 @@ def profile(
         conditions = Conditions(
             request.threads, cpus, machine.governor(cpus[0]), machine.describe(), here.identity, gate
         )
-        header = Header(tuple(map(_subject, artifacts)), request.plan, inputs_named(len(fed[0]), photos), conditions)
-        recorder = Recorder(len(artifacts), stack.enter_context(_journal(journal, header)))
-        try:
-            watch = Watch(here.read, report)
-            cut = keep(recorder, lambda: _measure_processes(artifacts, fed, request, log, recorder, here, watch))
-        finally:
-            if journal and not recorder.has_samples:
-                journal.unlink()
+        header = Header(tuple(map(subject_of, artifacts)), request.plan, inputs_named(len(fed[0]), photos), conditions)
+        recorder = stack.enter_context(recorded(header, journal))
+        watch = Watch(here.read, report)
+        cut = keep(recorder, lambda: _measure_processes(artifacts, fed, request, log, recorder, here, watch))
         recorder.note(Event(after=here.read(True)))
     return assemble(header, recorder, cut)
 
@@ -134,7 +138,8 @@ def interface_of(artifact: Artifact) -> Interface:
     return Interface(m.inputs, m.outputs, m.file_inputs, m.file_outputs, m.preprocess)
 
 
-def _subject(artifact: Artifact) -> Subject:
+def subject_of(artifact: Artifact) -> Subject:
+    """What a measurement says of an artifact."""
     m = artifact.manifest
     return Subject(artifact.name, m.target.name, m.recipe.name, m.files[0].sha256)
 
@@ -158,19 +163,6 @@ def _fed(artifact: Artifact, photos: Samples | None) -> list[list[Array]]:
 def inputs_named(count: int, photos: Sequence[Samples]) -> str:
     """What the runs are fed, for people; count: of the photos."""
     return f"{count} photos of {photos[0].name}, in turn" if photos else "one input of noise, repeated"
-
-
-@contextlib.contextmanager
-def _journal(file: Path | None, header: Header) -> Iterator[Journal | None]:
-    if file is None:
-        yield None
-        return
-    journal = Journal(file)
-    try:
-        journal.write(header)
-        yield journal
-    finally:
-        journal.close()
 
 
 def _open(artifact: Artifact, request: ProfileRequest, log: Path) -> contextlib.AbstractContextManager[Session]:

@@ -16,12 +16,10 @@ from acmix.toolkit._remote_place import (
     RemoteLane,
     conditions_of,
     count_instructions,
-    opened_journal,
     place,
     reader,
     run_probes,
     send_and_prove,
-    subject_of,
 )
 from acmix.toolkit._remote_runner import RunnerBundle
 from acmix.toolkit.artifact import Artifact
@@ -29,8 +27,8 @@ from acmix.toolkit.device import Transport
 from acmix.toolkit.errors import GateError
 from acmix.toolkit.gate import wait_until_ready
 from acmix.toolkit.measure import Event, Recorder, Watch, keep, measure
-from acmix.toolkit.measurement import Header, Measurement, assemble
-from acmix.toolkit.profile import ProfileRequest, inputs_named
+from acmix.toolkit.measurement import Header, Measurement, assemble, recorded
+from acmix.toolkit.profile import ProfileRequest, inputs_named, subject_of
 from acmix.toolkit.samples import Samples
 from acmix.toolkit.target import Array
 
@@ -90,16 +88,13 @@ def _measure(
     counted = (
         count_instructions(transport, placed, identity, request.threads) if transport.device.counts_instructions else {}
     )
-    subjects = [replace(subject_of(each), instructions=counted.get(number, ())) for number, each in enumerate(placed)]
+    subjects = [
+        replace(subject_of(each.artifact), instructions=counted.get(number, ())) for number, each in enumerate(placed)
+    ]
     header = Header(tuple(subjects), request.plan, fed, conditions)
-    with contextlib.ExitStack() as stack:
-        recorder = Recorder(len(placed), opened_journal(stack, journal, header))
+    with recorded(header, journal) as recorder:
         told = Watch(read, lambda said: report(f"{name}: {said}"))
-        try:
-            cut = keep(recorder, lambda: _measure_processes(transport, placed, request, recorder, told))
-        finally:
-            if journal and not recorder.has_samples:
-                journal.unlink()
+        cut = keep(recorder, lambda: _measure_processes(transport, placed, request, recorder, told))
         # A device that vanished in mid-run tells nothing of its state afterwards: unknown.
         with contextlib.suppress(GateError):
             recorder.note(Event(after=read(True)))

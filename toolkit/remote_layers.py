@@ -26,10 +26,8 @@ from acmix.toolkit._remote_place import (
     RemoteLane,
     conditions_of,
     described,
-    opened_journal,
     reader,
     send_and_prove,
-    subject_of,
     write_inputs,
 )
 from acmix.toolkit._remote_runner import RemoteRunner, RunnerBundle, start_runner
@@ -41,10 +39,10 @@ from acmix.toolkit.devices._guard import guarded_folder
 from acmix.toolkit.errors import GateError, UsageError
 from acmix.toolkit.kernels import KernelTimes, Notes
 from acmix.toolkit.layer_times import LayerReport
-from acmix.toolkit.measure import Lane, Plan, Recorder, Timed, Watch, measure
-from acmix.toolkit.measurement import Header, Subject
-from acmix.toolkit.profile import inputs_named
-from acmix.toolkit.session import SessionRequest, open_session
+from acmix.toolkit.measure import Lane, Plan, Timed, Watch, measure
+from acmix.toolkit.measurement import Header, Subject, recorded
+from acmix.toolkit.profile import inputs_named, subject_of
+from acmix.toolkit.session import open_session
 
 NO_FLOOR = "no compute floor was measured: the device is emulated"
 UNKNOWN = "whether the device is emulated is unknown"
@@ -113,14 +111,10 @@ def _measure(
         conditions = conditions_of(transport, placed, request.threads, identity, watch.read_state(False), Gate())
         header = Header(_subjects(placed, floors), plan, inputs_named(1, ()), conditions)
         every: list[Lane] = [*lanes, *floors.values()]
-        recorder = Recorder(len(every), opened_journal(stack, journal, header))
-        try:
-            measure(every, plan, recorder, watch)
-            watch.report("reading the kernels")
-            notes = [lane.runner.kernels() for lane in lanes[1::2]]
-        finally:
-            if journal and not recorder.has_samples:
-                journal.unlink()
+        recorder = stack.enter_context(recorded(header, journal))
+        measure(every, plan, recorder, watch)
+        watch.report("reading the kernels")
+        notes = [lane.runner.kernels() for lane in lanes[1::2]]
     counts = [sum(map(len, (r.taken["first_run"], r.taken["warm_up"], r.taken["latency"]))) for r in recorder.lanes]
     kernels = [_named(*each, request) for each in zip(placed, notes, counts[1 : len(lanes) : 2], strict=True)]
     taken = [tuple(record.taken["latency"]) for record in recorder.lanes]
@@ -131,15 +125,14 @@ def _subjects(placed: Sequence[Placed], floors: Iterable[str]) -> tuple[Subject,
     """What each lane measures, in their order."""
     found = []
     for each in placed:
-        plain = subject_of(each)
+        plain = subject_of(each.artifact)
         found += [plain, replace(plain, artifact=f"{plain.artifact}, kernels timed")]
     return (*found, *(Subject(f"the convolution on {target}", target, "float32", "") for target in floors))
 
 
 def _named(placed: Placed, notes: Notes, runs: int, request: LayersRequest) -> KernelTimes:
     """In a child: it reads the file with the runtime's own tools, and the notes are a stranger's."""
-    target, file = placed.artifact.manifest.target.name, str(placed.artifact.model_file)
-    with open_session(SessionRequest(target, file, request.threads), request.log) as session:
+    with open_session(placed.artifact.session(threads=request.threads), request.log) as session:
         return session.name_kernels(notes, runs, placed.bundle.runtime)
 
 
