@@ -15,10 +15,10 @@ from acmix.toolkit.adaptive.find import is_of_zoo
 from acmix.toolkit.adaptive.unrolled import OWN_WEIGHTS
 from acmix.toolkit.artifact import Artifact, check_digests, executed_by
 from acmix.toolkit.errors import UsageError
-from acmix.toolkit.execute import run_sample, snapped
+from acmix.toolkit.execute import Interface, run_sample, snapped
 from acmix.toolkit.profile import interface_of
 from acmix.toolkit.samples import Samples
-from acmix.toolkit.session import SessionRequest, open_session
+from acmix.toolkit.session import Session, SessionRequest, open_session
 from acmix.toolkit.spec import Preprocess, TensorSpec
 from acmix.toolkit.target import Array
 from acmix.toolkit.verify import snr_db
@@ -65,6 +65,27 @@ class _Row:
     exits: tuple[Array, ...]
 
 
+@dataclass(frozen=True)
+class _Lane:
+    """One artifact in its runtime: how it is fed, which outputs are class scores, and what it gave so far.
+
+    grid: the preprocessing whose pixels its inputs are.
+    """
+
+    artifact: Artifact
+    session: Session
+    interface: Interface
+    grid: Preprocess | None
+    exits: tuple[int, ...]
+    rows: list[_Row] = field(default_factory=list)
+
+    def take(self, label: int | None, fed: Sequence[Array], eager: list[Array] | None) -> None:
+        """Run one photo, which eager gave these outputs for."""
+        found, scores = run_sample(self.session, fed, self.interface), self.exits[-1]
+        exits = tuple(found[i] for i in self.exits)
+        self.rows.append(_Row(label, found[scores], eager[scores] if eager else None, exits))
+
+
 def evaluate(
     artifacts: Sequence[Artifact],
     samples: Samples,
@@ -82,23 +103,32 @@ def evaluate(
         _check_alike(artifacts[0], other)
     eager, missing = rebuild(artifacts[0], model)
     labels = samples.labels or (None,) * len(samples)
-    rows: list[list[_Row]] = [[] for _ in artifacts]
     with ExitStack() as stack:
-        sessions = [stack.enter_context(open_session(request, log)) for request in requests]
-        for session in sessions:
-            session.load()
+        lanes = [
+            _lane(artifact, stack.enter_context(open_session(request, log)))
+            for artifact, request in zip(artifacts, requests, strict=True)
+        ]
         for count, (label, inputs) in enumerate(zip(labels, samples, strict=True), 1):
             wanted: dict[Preprocess | None, list[Array]] = {}
-            for artifact, session, made in zip(artifacts, sessions, rows, strict=True):
-                snap = artifact.manifest.preprocess if artifact.manifest.pixel_grid else None
-                fed = snapped(inputs, snap)
-                if eager is not None and snap not in wanted:
-                    wanted[snap] = eager(fed)
-                made.append(_row(artifact, label, run_sample(session, fed, interface_of(artifact)), wanted.get(snap)))
+            for lane in lanes:
+                fed = snapped(inputs, lane.grid)
+                if eager is not None and lane.grid not in wanted:
+                    wanted[lane.grid] = eager(fed)
+                lane.take(label, fed, wanted.get(lane.grid))
             advance(count)
-    pairs = itertools.combinations(zip(artifacts, rows, strict=True), 2)
-    between = [SameTop1(a.name, b.name, _same_top1(ones, others)) for (a, ones), (b, others) in pairs]
-    return [_judge(a, samples, made, missing) for a, made in zip(artifacts, rows, strict=True)], between
+    between = [
+        SameTop1(a.artifact.name, b.artifact.name, _same_top1(a.rows, b.rows))
+        for a, b in itertools.combinations(lanes, 2)
+    ]
+    return [_judge(lane.artifact, samples, lane.rows, missing) for lane in lanes], between
+
+
+def _lane(artifact: Artifact, session: Session) -> _Lane:
+    session.load()
+    manifest = artifact.manifest
+    grid = manifest.preprocess if manifest.pixel_grid else None
+    exits = outputs_of_scores(manifest.outputs, manifest.model.exits)
+    return _Lane(artifact, session, interface_of(artifact), grid, exits)
 
 
 def _request(artifact: Artifact) -> SessionRequest:
@@ -127,13 +157,6 @@ def _check_alike(first: Artifact, other: Artifact) -> None:
             f"{other.name} has {' and '.join(words)} than {first.name}, so the two are of different networks.\n"
             "Artifacts of one network are evaluated together; evaluate this one by itself."
         )
-
-
-def _row(artifact: Artifact, label: int | None, found: list[Array], eager: list[Array] | None) -> _Row:
-    outputs, exits = artifact.manifest.outputs, artifact.manifest.model.exits
-    scores = output_of_scores(outputs, exits)
-    of_exits = tuple(found[i] for i in outputs_of_scores(outputs, exits))
-    return _Row(label, found[scores], eager[scores] if eager else None, of_exits)
 
 
 def _same_top1(ones: Sequence[_Row], others: Sequence[_Row]) -> float:
