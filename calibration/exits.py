@@ -14,6 +14,7 @@ from acmix.calibration.aims import GEOMETRIC_ROWS, GEOMETRIC_UNIT, OperatingAim
 from acmix.calibration.shares import accuracy_interval, fewest_photos, most_lost
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.policy import (
+    OUT_OF_REACH,
     Calibration,
     Interval,
     OperatingPoint,
@@ -32,7 +33,6 @@ GRID = {2: 400, 3: 40, 4: 14}
 DRAWS = 4000
 BUDGETS = 50
 """How many budgets of regret are tried, in equal steps, for what labels bear out."""
-OUT_OF_REACH = 1.000001
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,9 @@ NEAR_ONE = 1.01
 """Where the sum of all powers is less than so many times the largest, the others are summed without it: in float32
 they would be lost beside it, and with them the order of confidences near 1."""
 
+OUT_OF_REACH = 1.000001
+"""A threshold that no confidence reaches."""
+
 Float64s = npt.NDArray[np.float64]
 
 

@@ -4,8 +4,7 @@ python tests/benchmarks/exit_test.py [NETWORK] [--classes 1000] [--runs 200] [--
 
 NETWORK is the folder of an exported classifier: cold is right after an inference of it, on the logits that it gave, as
 the runner meets them. Without it cold is after a sum over 64 MB, which is worse. All steps take turns. Microseconds;
-`in float64` is the exit test as it was before, `full softmax`
-is scipy's. --all adds the host steps.
+`in float64` is the exit test as it was before, `full softmax` is scipy's. --all adds the host steps.
 """
 
 from __future__ import annotations

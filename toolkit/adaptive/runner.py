@@ -23,7 +23,7 @@ from acmix.toolkit.artifact import Artifact, check_digests, executed_by
 from acmix.toolkit.errors import GateError, UsageError
 from acmix.toolkit.evaluate import output_of_scores
 from acmix.toolkit.joining import open_runners
-from acmix.toolkit.policy import Policy, policy_of
+from acmix.toolkit.policy import OUT_OF_REACH, Policy, policy_of
 from acmix.toolkit.spec import TensorSpec
 from acmix.toolkit.target import Array, Runner
 
@@ -52,14 +52,10 @@ class Loaded:
         return self.engine(photo, None, record)
 
 
-NEVER = 2.0
-"""A threshold that no confidence reaches."""
-
-
 def without_exits(loaded: Loaded) -> Loaded:
     """The same model on its way through every stage, whatever they say: what its exits save is measured against."""
     names = [stage.name for stage in loaded.engine.stages]
-    policy = policy_of(loaded.policy.rule, names, [NEVER] * (len(names) - 1), None)
+    policy = policy_of(loaded.policy.rule, names, [OUT_OF_REACH] * (len(names) - 1), None)
     return replace(loaded, name=f"{loaded.name}, every stage", policy=policy)
 
 
