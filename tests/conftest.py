@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from xdist.workermanage import WorkerController
 from acmix.apps.requests import ExportFlags, export_request
 from acmix.toolkit import catalog, pipeline
 from acmix.toolkit.artifact import Artifact, open_artifact
+from acmix.toolkit.warm import kept_warm
 
 # To look for garbage among what the collection imports, then and ever after, takes a tenth of a worker's time.
 gc.disable()
@@ -39,6 +40,13 @@ def pytest_collection_finish() -> None:
     """Asked by pytest: what was imported stays, and from now on garbage is collected as always."""
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm_converters() -> Iterator[None]:
+    """A worker imports each converter once: half of what a tiny network's conversion costs."""
+    with kept_warm():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import IO, NoReturn
 
 import msgspec
+
+PR_SET_PDEATHSIG = 1
+"""prctl(2), Linux: which signal a process gets when its parent ends."""
 
 
 @contextlib.contextmanager
@@ -31,14 +37,53 @@ def private_stdout() -> IO[bytes]:
     return stream
 
 
-def answer_and_leave(answers: IO[bytes], answer: object) -> NoReturn:
-    """The end of a converter's child: its one answer, and out."""
-    answers.write(msgspec.json.encode(answer) + b"\n")
+def tell(answers: IO[bytes], message: object) -> None:
+    """One line of JSON."""
+    answers.write(msgspec.json.encode(message) + b"\n")
     answers.flush()
-    # Converters register exit handlers that take seconds and change nothing: leave at once.
+
+
+def leave() -> NoReturn:
+    """Out at once: converters register exit handlers that take seconds and change nothing."""
     with contextlib.suppress(OSError):
         sys.stderr.flush()
     os._exit(0)
+
+
+def answer_and_leave(answers: IO[bytes], message: object) -> NoReturn:
+    """The end of a converter's child: its one answer, and out."""
+    tell(answers, message)
+    leave()
+
+
+def in_a_fork(work: Callable[[IO[bytes]], NoReturn]) -> tuple[bytes, int]:
+    """Do it in a copy of this process, which dies with this one.
+
+    What the copy wrote into the stream that it was given, and how it ended: 0, its exit code or -signal.
+    """
+    sys.stderr.flush()
+    parent = os.getpid()
+    reading, writing = os.pipe()
+    if (pid := os.fork()) == 0:
+        # The parent is killed when its time is up, and can say nothing any more. Nor does a copy go on as its parent.
+        try:
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            os.close(reading)
+            if os.getppid() == parent:
+                work(os.fdopen(writing, "wb"))
+        finally:
+            os._exit(1)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as stream:
+        written = stream.read()
+    return written, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def settle(log: Path, scratch: Path) -> None:
+    """Print into `log` and put temporary files into `scratch` from now on."""
+    with log.open("ab") as stream:
+        os.dup2(stream.fileno(), 2)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
 
 
 def in_one_line(error: Exception) -> str:

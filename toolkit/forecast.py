@@ -20,6 +20,7 @@ from acmix.toolkit.lower import LoweringRequest, start_lowering
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.request import TargetRequest
 from acmix.toolkit.target import Placement
+from acmix.toolkit.warm import kept_warm
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -79,8 +80,9 @@ def forecast(network: Network, target: TargetRequest, recipe: Recipe, log: Path)
     published = capture.capture_published(network)
     captured = capture.capture(network, [target.name])
     made = captured.programs[target.name]
-    stock, stock_error = _placement(published, captured, target, recipe, log)
-    prepared, prepared_error = _placement(made.program, captured, target, recipe, log)
+    with kept_warm():
+        stock, stock_error = _placement(published, captured, target, recipe, log)
+        prepared, prepared_error = _placement(made.program, captured, target, recipe, log)
     macs, prepared_macs = census(published).macs, census(made.program).macs
     return Forecast(
         network.spec.name,

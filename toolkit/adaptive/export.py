@@ -35,6 +35,7 @@ from acmix.toolkit.policy import POLICY, Policy, policy_of, write_policy
 from acmix.toolkit.request import ExportRequest, Outcome, TargetRequest, refuse_early
 from acmix.toolkit.seal import move_into_place
 from acmix.toolkit.verify import SampleSet
+from acmix.toolkit.warm import kept_warm
 
 if TYPE_CHECKING:
     from acmix.toolkit.capture import Network
@@ -124,10 +125,11 @@ def export_adaptive(request: AdaptiveRequest, progress: pipeline.Progress) -> li
 def _export_all(request: AdaptiveRequest, eager: _Eager, progress: pipeline.Progress) -> list[AdaptiveOutcome]:
     with tempfile.TemporaryDirectory(prefix=f".{request.spec.name}.", dir=request.base.out) as scratch:
         made: dict[str, list[Outcome]] = {}
-        for name in request.spec.networks:
-            made[name] = pipeline.export(
-                _network_request(request, name, Path(scratch) / name, eager), _prefixed(name, progress)
-            )
+        with kept_warm():
+            for name in request.spec.networks:
+                made[name] = pipeline.export(
+                    _network_request(request, name, Path(scratch) / name, eager), _prefixed(name, progress)
+                )
         return [
             _finish(request, target, {name: outcomes[i] for name, outcomes in made.items()}, eager, Path(scratch))
             for i, target in enumerate(request.base.targets)
