@@ -16,13 +16,14 @@ SIGNED_TO_UNSIGNED = 128
 
 
 def fit_kernels(model: onnx.ModelProto) -> None:
-    """Change a model of pairs in place: unsigned activations, and paddings inside their convolutions.
+    """Change a model of pairs in place: unsigned activations, paddings inside their convolutions, unshared grids.
 
-    Neither changes a value: the integers of an activation move by 128 together with their zero point, and zero is on
+    None changes a value: the integers of an activation move by 128 together with their zero point, and zero is on
     every grid, so padding with it commutes with rounding.
     """
     _fold_paddings(model.graph)
     _make_unsigned(model.graph)
+    _unshare_weights(model.graph)
 
 
 def _initializers(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
@@ -46,18 +47,43 @@ def _make_unsigned(graph: onnx.GraphProto) -> None:
         quantizes = node.op_type == "QuantizeLinear"
         if not quantizes and not (node.op_type == "DequantizeLinear" and node.input[0] in integers):
             continue
-        name = node.input[2]
-        if name not in moved:
-            value = numpy_helper.to_array(stored[name])
-            shifted = (value.astype(np.int32) + SIGNED_TO_UNSIGNED).astype(np.uint8)
-            moved[name] = f"{name}_unsigned"
-            graph.initializer.append(numpy_helper.from_array(shifted, moved[name]))
-        node.input[2] = moved[name]
+        node.input[2] = _unsigned(graph, stored, node.input[2], moved)
     # Shapes stay, types do not: the interface is float and declared apart.
     kept = [info for info in graph.value_info if info.name not in integers]
     del graph.value_info[:]
     graph.value_info.extend(kept)
     _drop_unused(graph)
+
+
+def _unshare_weights(graph: onnx.GraphProto) -> None:
+    """A zero point of its own for each weight; what is read more than once is stored as uint8.
+
+    Where a processor needs it, ONNX Runtime makes weights and zero points unsigned, and fails on the second reader of
+    either. What is unsigned already it leaves alone; on other processors that is the slower kind.
+    """
+    stored, readers = _initializers(graph), _readers(graph)
+    moved: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type != "DequantizeLinear" or node.input[0] not in stored or len(node.input) < 3:
+            continue
+        weight, point = node.input[0], stored[node.input[2]]
+        if len(readers[weight]) == len(readers[node.output[0]]) == 1:
+            if len(readers[point.name]) > 1:
+                point = numpy_helper.from_array(numpy_helper.to_array(point), f"{node.output[0]}_zero_point")
+                graph.initializer.append(point)
+                node.input[2] = point.name
+        else:
+            node.input[0], node.input[2] = (_unsigned(graph, stored, name, moved) for name in (weight, point.name))
+    _drop_unused(graph)
+
+
+def _unsigned(graph: onnx.GraphProto, stored: dict[str, onnx.TensorProto], name: str, moved: dict[str, str]) -> str:
+    """The name of the same integers moved by 128, stored once."""
+    if name not in moved:
+        shifted = (numpy_helper.to_array(stored[name]).astype(np.int32) + SIGNED_TO_UNSIGNED).astype(np.uint8)
+        moved[name] = f"{name}_unsigned"
+        graph.initializer.append(numpy_helper.from_array(shifted, moved[name]))
+    return moved[name]
 
 
 def _fold_paddings(graph: onnx.GraphProto) -> None:

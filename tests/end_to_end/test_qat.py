@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from acmix.apps.requests import ExportFlags, export_request
+from acmix.targets.onnx import EXACT_SUMS
 from acmix.toolkit import pipeline
 from acmix.toolkit.artifact import Artifact, open_artifact
 from acmix.toolkit.errors import UsageError
@@ -125,7 +126,9 @@ def test_the_onnx_file_has_the_trained_scales_and_zero_points(trained: Trained, 
 
 def test_onnx_runtime_alone_gives_the_trained_outputs(trained: Trained, artifacts: dict[str, Artifact]) -> None:
     runtime = pytest.importorskip("onnxruntime")
-    session = runtime.InferenceSession(str(artifacts["onnx"].model_file), providers=["CPUExecutionProvider"])
+    options = runtime.SessionOptions()
+    options.add_session_config_entry(*EXACT_SUMS)
+    session = runtime.InferenceSession(str(artifacts["onnx"].model_file), options, providers=["CPUExecutionProvider"])
     step = max(scale for scale, _ in trained.pairs())
     for seed in range(4):
         x = torch.randn(SIZE, generator=torch.Generator().manual_seed(seed))

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from acmix.targets.formats.onnx_quantization import fit_kernels
+from acmix.targets.onnx import TARGET
 from acmix.toolkit.artifact import Artifact
 from acmix.toolkit.target import Array
 
@@ -101,3 +102,62 @@ def test_onnx_runtime_fuses_every_convolution(exported: Callable[[str], dict[str
     found = kinds(onnx.load(tmp_path / "optimised.onnx"))
     assert found["QLinearConv"] == 4
     assert found["Conv"] == 0
+
+
+def extreme(sharing: str) -> tuple[onnx.ModelProto, Array]:
+    """Two convolutions of the largest integers there are, of which some cancel: 16 bits do not hold the parts' sums.
+
+    sharing: what both have in common besides their zero point: nothing, the weight, or its dequantization.
+    """
+    signs = np.where(np.arange(64) < 32, 1, -1).astype(np.int8)
+    weight = np.tile((127 * signs)[None, :, None, None], (64, 1, 1, 1))
+    weight[:, 0] = 0
+    stored: dict[str, Array] = {
+        "scale": np.float32(1),
+        "wide": np.float32(256),
+        "zero": np.int8(-128),
+        "scales": np.full(64, 1 / 128, np.float32),
+        "zeros": np.zeros(64, np.int8),
+        "weight": weight,
+        "other": weight[::-1].copy(),
+    }
+    second = "weight" if sharing == "weight" else "other"
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
+        helper.make_node("DequantizeLinear", ["weight", "scales", "zeros"], ["w"], axis=0),
+        helper.make_node("Conv", ["d", "w"], ["c"]),
+        helper.make_node("QuantizeLinear", ["c", "wide", "zero"], ["cq"]),
+        helper.make_node("DequantizeLinear", ["cq", "wide", "zero"], ["y"]),
+        helper.make_node("Conv", ["d", "w" if sharing == "dequantization" else "v"], ["e"]),
+        helper.make_node("QuantizeLinear", ["e", "wide", "zero"], ["eq"]),
+        helper.make_node("DequantizeLinear", ["eq", "wide", "zero"], ["z"]),
+    ]
+    if sharing != "dequantization":
+        nodes.insert(3, helper.make_node("DequantizeLinear", [second, "scales", "zeros"], ["v"], axis=0))
+    used = {name for node in nodes for name in node.input}
+    graph = helper.make_graph(
+        nodes,
+        "extreme",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 64, 4, 4))],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, list("nchw")) for name in ("y", "z")],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in stored.items() if name in used],
+    )
+    x = np.where(np.arange(64) % 64 < 32, 255, 3).astype(np.float32)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), np.tile(
+        x[None, :, None, None], (1, 1, 4, 4)
+    )
+
+
+@pytest.mark.parametrize("sharing", ["zero point", "weight", "dequantization"])
+def test_no_sum_of_products_saturates_on_any_processor(sharing: str, tmp_path: Path) -> None:
+    model, x = extreme(sharing)
+    fit_kernels(model)
+    file = tmp_path / "model.onnx"
+    onnx.save(model, file)
+    with TARGET.runner(file, 1) as run:
+        found = run([x])
+    expected = ReferenceEvaluator(model).run(None, {"x": x})
+    assert [np.asarray(a).max() for a in expected] == [7680.0, 7680.0]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, np.asarray(other))
