@@ -65,6 +65,24 @@ def later(action: Callable[[], object]) -> None:
     threading.Timer(0.5, action).start()
 
 
+def once_it_runs(line: str, action: Callable[[], object]) -> None:
+    """As soon as a process of this machine runs `line`, while the test waits for the device."""
+
+    def runs(process: psutil.Process) -> bool:
+        try:
+            return process.cmdline() == line.split()
+        except psutil.Error:
+            return False
+
+    def wait() -> None:
+        end = time.monotonic() + 60
+        while time.monotonic() < end and not any(map(runs, psutil.process_iter())):
+            time.sleep(0.1)
+        action()
+
+    threading.Thread(target=wait).start()
+
+
 def test_an_adb_server_that_is_killed_in_mid_stream_comes_back(
     start: Start, request: pytest.FixtureRequest, tmp_path: Path, alive: Alive
 ) -> None:
@@ -85,13 +103,14 @@ def test_an_adb_server_that_is_killed_in_mid_stream_comes_back(
 def test_an_sshd_that_is_killed_in_mid_run_is_a_sentence(
     start: Start, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
+    nap = f"67{time.time_ns() % 10**6}"
     with start("server", request, tmp_path) as neighbour, connect(neighbour.device) as transport:
         transport.run(["true"], timeout_s=30)
-        later(lambda: kill_family(neighbour.process.pid))
+        once_it_runs(f"sleep {nap}", lambda: kill_family(neighbour.process.pid))
         begin = time.monotonic()
         with pytest.raises(GateError, match="the connection broke while a command ran"):
-            transport.run(["sleep", "30"], timeout_s=20)
-        assert time.monotonic() - begin < 10
+            transport.run(["sleep", nap], timeout_s=20)
+        assert time.monotonic() - begin < 15
         with pytest.raises(GateError, match=r"offline[\s\S]*no ssh server listens"):
             transport.run(["true"], timeout_s=20)
         assert transport.state().availability == "offline"
