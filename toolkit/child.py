@@ -71,6 +71,9 @@ def in_a_fork(work: Callable[[IO[bytes]], NoReturn]) -> tuple[bytes, int]:
             os.close(reading)
             if os.getppid() == parent:
                 work(os.fdopen(writing, "wb"))
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
         finally:
             os._exit(1)
     os.close(writing)
