@@ -14,9 +14,8 @@ from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
 from acmix.apps.requests import ExportFlags, export_request
-from acmix.toolkit import catalog, pipeline
+from acmix.toolkit import catalog, pipeline, warm
 from acmix.toolkit.artifact import Artifact, open_artifact
-from acmix.toolkit.warm import kept_warm
 
 # To look for garbage among what the collection imports, then and ever after, takes a tenth of a worker's time.
 gc.disable()
@@ -45,8 +44,14 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _warm_converters() -> Iterator[None]:
     """A worker imports each converter once: half of what a tiny network's conversion costs."""
-    with kept_warm():
+    with warm.kept_warm():
         yield
+
+
+@pytest.fixture
+def cold_converters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that change what a converter imports: none that waits is taken, and none waits for the next test."""
+    monkeypatch.setattr(warm, "_STOCK", warm._Stock())
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ def test_a_gate_that_fails_is_exit_code_1_and_keeps_the_artifact(tmp_path: Path)
     assert open_artifact(outcome.artifact.folder).manifest.proof.verdict == "failed"
 
 
+@pytest.mark.usefixtures("cold_converters")
 def test_one_target_that_fails_leaves_the_others_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file of one target cannot be written: its place is taken by a folder that cannot be removed."""
     request = export_request(

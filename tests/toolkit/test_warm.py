@@ -104,8 +104,8 @@ def test_jobs_of_one_converter_write_what_a_fresh_process_writes(jobs: Jobs, mon
     assert jobs.content("first") == jobs.content("second") == jobs.content("fresh")
 
 
-def test_converters_end_with_the_outermost_block(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(warm, "_STOCK", warm._Stock())
+@pytest.mark.usefixtures("cold_converters")
+def test_converters_end_with_the_outermost_block(jobs: Jobs) -> None:
     with warm.kept_warm():
         with warm.kept_warm():
             pid = jobs.start("first")
@@ -116,10 +116,8 @@ def test_converters_end_with_the_outermost_block(jobs: Jobs, monkeypatch: pytest
     assert jobs.start("third") != pid
 
 
-def test_two_jobs_at_once_and_other_numbers_of_threads_take_converters_of_their_own(
-    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(warm, "_STOCK", warm._Stock())
+@pytest.mark.usefixtures("cold_converters")
+def test_two_jobs_at_once_and_other_numbers_of_threads_take_converters_of_their_own(jobs: Jobs) -> None:
     with warm.kept_warm(), start_lowering("onnx", jobs.folder / "a.log", 1) as lowering:
         others = {jobs.start("b"), jobs.start("c", threads=2)}
         assert len(others | {lowering.process.pid}) == 3

@@ -203,6 +203,7 @@ def test_a_manifest_does_not_choose_what_python_runs(tiny_cascade: AdaptiveArtif
     assert (eager is not None, reason) == (True, "")
 
 
+@pytest.mark.usefixtures("cold_converters")
 def test_a_failed_export_keeps_its_log_beside_out_and_names_it(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
