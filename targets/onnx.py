@@ -95,10 +95,11 @@ class OnnxTarget:
         notes: list[str] = []
         if job.recipe.weights == "float16":
             notes += _float16_notes(*onnx_graph.halve_weights(model))
-        if job.recipe.needs_ranges:
+        if job.recipe.is_quantized:
             from acmix.targets.formats import onnx_quantization
 
             onnx_quantization.fit_kernels(model)
+        if job.recipe.needs_ranges:
             notes.append(INTEGERS_NOTE)
         inputs, outputs = onnx_graph.interface(model, job.inputs, job.outputs)
         _describe(model, job)

@@ -127,9 +127,8 @@ def _export_all(request: AdaptiveRequest, eager: _Eager, progress: pipeline.Prog
         made: dict[str, list[Outcome]] = {}
         with kept_warm():
             for name in request.spec.networks:
-                made[name] = pipeline.export(
-                    _network_request(request, name, Path(scratch) / name, eager), _prefixed(name, progress)
-                )
+                asked = _network_request(request, name, Path(scratch) / name, eager)
+                made[name] = pipeline.export(asked, _prefixed(name, progress))
         return [
             _finish(request, target, {name: outcomes[i] for name, outcomes in made.items()}, eager, Path(scratch))
             for i, target in enumerate(request.base.targets)
