@@ -62,7 +62,7 @@ class LoweringRequest:
 
 @dataclass(frozen=True)
 class LoweringAnswer:
-    """What came of it; `refused` marks an error that is the user's to mend."""
+    """What came of it; `refused` marks an error that is the user's to mend, else it says what the converter did."""
 
     lowered: Lowered | None = None
     error: str = ""

@@ -48,9 +48,10 @@ class _Stock:
     def leave(self) -> None:
         with self.lock:
             self.keepers -= 1
-            ended = [] if self.keepers else [process for kind in self.idle.values() for process in kind]
-            if not self.keepers:
-                self.idle.clear()
+            if self.keepers:
+                return
+            ended = [process for kind in self.idle.values() for process in kind]
+            self.idle.clear()
         for process in ended:
             _end(process)
 
@@ -80,21 +81,15 @@ def converter(target: str, threads: int, log: Path, environment: Mapping[str, st
     process = _STOCK.take(kind) or _started(target, stays, log, environment)
     try:
         yield process
-    except AcmixError:
-        # A job that was refused, or that failed, is over.
-        _leave(kind, process, stays)
+    except BaseException as error:
+        # A job that was refused, or that failed, is over; of anything else it may be in the middle.
+        stays = stays and isinstance(error, AcmixError)
         raise
-    except BaseException:
-        _end(process)
-        raise
-    _leave(kind, process, stays)
-
-
-def _leave(kind: tuple[str, int], process: Converter, stays: bool) -> None:
-    if stays:
-        _STOCK.put(kind, process)
-    else:
-        _end(process)
+    finally:
+        if stays:
+            _STOCK.put(kind, process)
+        else:
+            _end(process)
 
 
 def _started(target: str, stays: bool, log: Path, environment: Mapping[str, str]) -> Converter:
