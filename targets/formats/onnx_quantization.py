@@ -63,8 +63,9 @@ def _unshare_weights(graph: onnx.GraphProto) -> None:
     """
     stored, readers = _initializers(graph), _readers(graph)
     moved: dict[str, str] = {}
+    integers = {name for name, tensor in stored.items() if tensor.data_type == onnx.TensorProto.INT8}
     for node in graph.node:
-        if node.op_type != "DequantizeLinear" or node.input[0] not in stored or len(node.input) < 3:
+        if node.op_type != "DequantizeLinear" or node.input[0] not in integers or len(node.input) < 3:
             continue
         weight, point = node.input[0], stored[node.input[2]]
         if len(readers[weight]) == len(readers[node.output[0]]) == 1:
