@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-DENSE = ("gemm", "conv", "matmul", "fullyconnected", "fully connected", "batch matrix multiply")
+DENSE = re.compile(r"gemm|matmul|fully_connected|conv(?!ert)", re.IGNORECASE)
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
         dense_ns = other_ns = 0.0
         for operator in one["operators"]:
             median_ns = statistics.median(operator["times_ns"])
-            if any(word in operator["kind"].lower() for word in DENSE):
+            if DENSE.search(operator["kind"]):
                 dense_ns += median_ns
             else:
                 other_ns += median_ns
