@@ -287,6 +287,6 @@ HOSTILE: list[Callable[[], object]] = [
 
 @pytest.mark.parametrize("parse", HOSTILE)
 def test_text_made_to_hang_a_parser_takes_no_second(parse: Callable[[], object]) -> None:
-    begin = time.perf_counter()
+    begin = time.process_time()
     parse()
-    assert time.perf_counter() - begin < 1.0
+    assert time.process_time() - begin < 1.0

@@ -52,11 +52,11 @@ def test_a_loop_without_end_is_refused_by_the_work_that_it_does(
 ) -> None:
     model = load_package(packages.build(build, X))
     monkeypatch.setattr(work, "LIMIT", 10**9)
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(UsageError, match="does not come to an end"):
         model(X)
     # Of the real limit, a minute's work, this is a thousandth.
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 def test_what_a_program_does_outside_of_loops_is_not_counted(packages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
