@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from acmix.apps.tables import table
+from acmix.apps.tables import needs, table
 
 if TYPE_CHECKING:
     from acmix.toolkit.adaptive.artifact import AdaptiveArtifact, Sharing, WayProof
@@ -31,6 +31,7 @@ def summary(artifact: AdaptiveArtifact) -> Table:
             f"[{cost.low:.2f}, {cost.high:.2f}] {calibration.unit}, {word} {right.mean:.1%} "
             f"[{right.low:.1%}, {right.high:.1%}]; the last stage alone {calibration.last_accuracy:.1%}"
         )
+    caption += "".join(f"\n{need}" for need in needs(network.manifest for network in artifact.networks.values()))
     made = table("stage", ">ends at", ">of photos", ">MMAC so far", ">cost alone", caption=caption)
     for number, one in enumerate(artifact.policy.exits):
         threshold = "always" if one.threshold is None else f"{one.threshold:.4f}"

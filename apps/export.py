@@ -78,6 +78,10 @@ def export_model(
         bool, typer.Option("--half-arithmetic", help="executorch float16: compute in float16 too; less exact.")
     ] = False,
     opset: Annotated[int | None, typer.Option("--opset", help="onnx: the operator set.")] = None,
+    weight_type: Annotated[
+        str | None,
+        typer.Option("--weight-type", help="onnx w8a8: int8 (default), or uint8: exact in any program on any x86."),
+    ] = None,
     exits: Annotated[
         str | None, typer.Option("--exits", help="Adaptive models: accuracy=0.5 (default), cost=MS, rates=0.6,0.4 ...")
     ] = None,
@@ -109,6 +113,7 @@ def export_model(
         "delegate": delegate,
         "half_arithmetic": half_arithmetic or None,
         "opset": opset,
+        "weight_type": weight_type,
     }
     given = {k: v for k, v in target_flags.items() if v is not None}
     if unrolled:
@@ -162,9 +167,7 @@ def _report_export(results: list[Outcome]) -> int:
         elif result.artifact and result.artifact.manifest.proof.reason:
             screen.print(f"{result.target}: {result.artifact.manifest.proof.reason}")
     done = [r.artifact for r in results if r.artifact is not None]
-    remarks = {tables.conditioning(artifact.manifest) for artifact in done}
-    repairs = [r for artifact in done if (q := artifact.manifest.quantization) is not None for r in q.repairs]
-    for remark in (*dict.fromkeys(repairs), *sorted(remarks - {""})):
+    for remark in tables.remarks([artifact.manifest for artifact in done]):
         screen.print(remark)
     if done:
         screen.print(f"Wrote {', '.join(str(a.folder) for a in done)}")

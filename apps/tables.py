@@ -12,9 +12,10 @@ from rich.text import Text
 from acmix.toolkit.verify import SNR_LIMIT_DB
 
 if TYPE_CHECKING:
-    from acmix.toolkit.artifact import Artifact, Manifest, Quantization
+    from acmix.toolkit.artifact import Artifact
     from acmix.toolkit.catalog import ModelCard
     from acmix.toolkit.evaluate import Evaluation
+    from acmix.toolkit.manifest import Manifest, Quantization
     from acmix.toolkit.request import Outcome
     from acmix.toolkit.target import Placement
     from acmix.toolkit.verify import Agreement, Proof
@@ -124,6 +125,19 @@ def conditioning(manifest: Manifest) -> str:
         f"{manifest.recipe.name} rounding that {worst.asked_db:.0f} dB were asked for in place of "
         f"{worst.tolerance.snr_db:.0f}{', as networks with random weights do' * manifest.model.weights.is_random}."
     )
+
+
+def remarks(manifests: Sequence[Manifest]) -> Iterator[str]:
+    """What an export has to say below its table: repairs, what little was asked for, what a program has to do."""
+    quantized = [m.quantization for m in manifests if m.quantization is not None]
+    yield from dict.fromkeys(repair for one in quantized for repair in one.repairs)
+    yield from sorted({conditioning(manifest) for manifest in manifests} - {""})
+    yield from needs(manifests)
+
+
+def needs(manifests: Iterable[Manifest]) -> list[str]:
+    """What programs that load the files have to do, a sentence each."""
+    return list(dict.fromkeys(f"{m.target.name}: {need}." for m in manifests for need in m.target.needs))
 
 
 def outcomes(results: Sequence[Outcome]) -> Table:
@@ -240,8 +254,9 @@ def summary(manifest: Manifest) -> Table:
     for name, specs in (("inputs", manifest.file_inputs), ("outputs", manifest.file_outputs)):
         made.add_row(name, ", ".join(f"{s.name} {'x'.join(map(str, s.shape))} {s.dtype} {s.layout}" for s in specs))
     made.add_row("precision", f"{manifest.recipe.name}: {manifest.recipe.description}")
-    for note in manifest.target.notes:
-        made.add_row("note", note)
+    for kind, said in (("needs", manifest.target.needs), ("note", manifest.target.notes)):
+        for sentence in said:
+            made.add_row(kind, sentence)
     prepared = manifest.preparation
     if prepared.error_float64 is not None:
         made.add_row("prepared", f"inference form, {prepared.error_float64:.1e} from the published one in float64")

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from acmix.targets.formats import onnx_graph
+from acmix.targets.formats import onnx_graph, onnx_session
 from acmix.targets.formats.metadata import description, metadata
+from acmix.targets.formats.onnx_session import EXACT_SUMS, PROVIDER
 from acmix.toolkit import float16
 from acmix.toolkit.errors import GateError, UsageError
 from acmix.toolkit.kernels import KernelTimes, Notes, Profiled
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 OPSETS = range(18, 24)
 PRECISIONS = frozenset({("float32", "float32"), ("float16", "float16"), ("int8", "float32"), ("int8", "int8")})
 """Of weights and activations."""
-PROVIDER = "CPUExecutionProvider"
 SIMPLIFIED_SNR_DB = 80.0
 
 FLOAT16_NOTE = (
@@ -38,18 +38,25 @@ FLOAT16_NOTE = (
 )
 INTEGERS_NOTE = (
     "int8: activations are stored as uint8, the same integers plus 128: ONNX Runtime's x86 kernels fuse those; "
-    "weights are int8, inputs and outputs stay float32. x86 processors without VNNI add products of int8 in 16 bits, "
-    "which saturate: set the session option session.x64quantprecision to 1, as acmix does; it slows no other processor"
+    "weights are {weight_type}, inputs and outputs stay float32"
 )
-EXACT_SUMS = ("session.x64quantprecision", "1")
-"""Sums of int8 products in 32 bits where the processor has no VNNI: by default ONNX Runtime saturates them there."""
+EXACT_SUMS_NEED = (
+    f"on x86 without VNNI set the session option {EXACT_SUMS[0]} to {EXACT_SUMS[1]}, as acmix does: otherwise ONNX "
+    "Runtime saturates sums there and outputs are wrong, without a word. Nothing has to be set for files that were "
+    "exported with --weight-type uint8"
+)
 
 
 @dataclass(frozen=True)
 class OnnxOptions:
-    """opset: 18 is what torch's exporter writes natively and every mobile ONNX Runtime since 1.14 reads."""
+    """opset: 18 is what torch's exporter writes natively and every mobile ONNX Runtime since 1.14 reads.
+
+    weight_type: of layers on integers. Products of uint8 are added exactly everywhere, by slower kernels on x86 with
+    VNNI and on arm64.
+    """
 
     opset: int = 18
+    weight_type: Literal["int8", "uint8"] = "int8"
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,11 @@ class OnnxTarget:
                 f"ONNX opset {options.opset} is not written here: {OPSETS[0]} to {OPSETS[-1]} are; "
                 f"{OnnxOptions.opset} loads in the most runtimes."
             )
+        if options.weight_type == "uint8" and not recipe.needs_ranges:
+            return (
+                f"ONNX weights of uint8 are for recipes with int8 activations, as w8a8, not for '{recipe.name}': "
+                "nothing adds integers there. Leave --weight-type out."
+            )
         if (recipe.weights, recipe.activations) not in PRECISIONS:
             nearest = "w8 or w8a8" if recipe.is_quantized else "float32 or float16"
             return (
@@ -91,6 +103,8 @@ class OnnxTarget:
         import onnxruntime  # noqa: F401
 
     def lower(self, program: ExportedProgram, job: LoweringJob, file: Path) -> Lowered:
+        import onnx
+
         model = _simplified(_converted(program, job))
         notes: list[str] = []
         if job.recipe.weights == "float16":
@@ -98,17 +112,20 @@ class OnnxTarget:
         if job.recipe.is_quantized:
             from acmix.targets.formats import onnx_quantization
 
-            onnx_quantization.fit_kernels(model)
+            onnx_quantization.fit_kernels(model, job.options.weight_type)
+        needs: tuple[str, ...] = ()
         if job.recipe.needs_ranges:
-            notes.append(INTEGERS_NOTE)
+            notes.append(INTEGERS_NOTE.format(weight_type=job.options.weight_type))
+            needs = (EXACT_SUMS_NEED,) if job.options.weight_type == "int8" else ()
         inputs, outputs = onnx_graph.interface(model, job.inputs, job.outputs)
         _describe(model, job)
+        onnx.checker.check_model(model, full_check=True)
         file.write_bytes(model.SerializeToString(deterministic=True))
-        return Lowered(inputs, outputs, tuple(notes), details={"opset": str(job.options.opset)})
+        return Lowered(inputs, outputs, tuple(notes), details={"opset": str(job.options.opset)}, needs=needs)
 
     @contextlib.contextmanager
     def runner(self, file: Path, threads: int) -> Iterator[Runner]:
-        session = _session(file, threads)
+        session = onnx_session.load(file, threads)
         names = [value.name for value in session.get_inputs()]
 
         def run(arrays: Any) -> list[Array]:
@@ -123,7 +140,7 @@ class OnnxTarget:
 
         with tempfile.TemporaryDirectory(prefix="acmix-") as folder:
             optimised = Path(folder, "optimised.onnx")
-            session = _session(file, threads, optimised, Path(folder, "profile"))
+            session = onnx_session.load(file, threads, optimised, Path(folder, "profile"))
             yield ProfiledSession(session, file, optimised)
 
     def kernel_times(self, file: Path, notes: Notes, runs: int, runtime: str) -> KernelTimes:
@@ -136,7 +153,7 @@ class OnnxTarget:
 
         with tempfile.TemporaryDirectory() as folder:
             optimised = Path(folder, "optimised.onnx")
-            _session(file, 1, optimised)
+            onnx_session.load(file, 1, optimised)
             kernels = onnx.load(optimised)
         model = onnx.load(file)
         shapes = onnx_graph.shapes_of(model)
@@ -267,28 +284,6 @@ def _describe(model: onnx.ModelProto, job: LoweringJob) -> None:
     model.producer_name, model.producer_version = "acmix", version("acmix")
     model.doc_string = description(job)
     graph.name = job.model
-
-
-def _session(file: Path, threads: int, optimised: Path | None = None, profile: Path | None = None) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry(*EXACT_SUMS)
-    options.log_severity_level = 3
-    if optimised is not None:
-        options.optimized_model_filepath = str(optimised)
-    if profile is not None:
-        options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    try:
-        return onnxruntime.InferenceSession(str(file), options, providers=[PROVIDER])
-    except Exception as error:
-        reason = str(error).replace(str(file), file.name)
-        raise UsageError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load '{file.name}': {reason}. "
-            "The file is damaged or not ONNX: export it again."
-        ) from error
 
 
 TARGET: Target = OnnxTarget()

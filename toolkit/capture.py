@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from acmix.toolkit import weights
 from acmix.toolkit.adaptive.unrolled import UnrolledSpec, join_origins, refuse_one_file
-from acmix.toolkit.artifact import Preparation, WeightsOrigin
 from acmix.toolkit.checkpoint import read_checkpoint
 from acmix.toolkit.errors import UsageError
+from acmix.toolkit.manifest import Preparation, WeightsOrigin
 from acmix.toolkit.prepare import Prepared, flat_tensors, prepare
 from acmix.toolkit.program import copy_program, quiet
 from acmix.toolkit.rewrite import rewrite

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from acmix.toolkit import catalog, machine
-from acmix.toolkit.artifact import ChosenForm
 from acmix.toolkit.errors import AcmixError, UsageError
 from acmix.toolkit.lower import LoweringRequest, start_lowering
+from acmix.toolkit.manifest import ChosenForm
 from acmix.toolkit.recipe import Recipe
 from acmix.toolkit.request import TargetRequest
 from acmix.toolkit.target import Placement

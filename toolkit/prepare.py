@@ -11,9 +11,9 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from acmix.toolkit.artifact import ChosenForm
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.layers.inference import InferenceLayer, replace_layers
+from acmix.toolkit.manifest import ChosenForm
 from acmix.toolkit.spec import ModelSpec, TensorSpec
 
 EXACT_FLOAT64 = 1e-9

@@ -9,18 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from acmix.toolkit import catalog, machine
-from acmix.toolkit.artifact import (
-    REFERENCE,
-    Artifact,
-    CalibrationRecord,
-    Manifest,
-    Quantization,
-    TargetRecord,
-    digest_files,
-    write_manifest,
-)
+from acmix.toolkit.artifact import REFERENCE, Artifact, digest_files, write_manifest
 from acmix.toolkit.execute import write_references
 from acmix.toolkit.expect import Expected
+from acmix.toolkit.manifest import CalibrationRecord, Manifest, Quantization, TargetRecord
 from acmix.toolkit.recipe import Tolerance
 from acmix.toolkit.request import ExportRequest, Outcome, TargetRequest
 from acmix.toolkit.share import Shared
@@ -67,6 +59,7 @@ def _manifest(
             lowered.details,
             lowered.nondeterminism,
             lowered.half_arithmetic,
+            lowered.needs,
         ),
         inputs=common.inputs,
         outputs=common.outputs,

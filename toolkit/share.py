@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from acmix.toolkit import catalog
-from acmix.toolkit.artifact import ModelRecord, Preparation
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.execute import Reference, snapped
+from acmix.toolkit.manifest import ModelRecord, Preparation
 from acmix.toolkit.ranges import save_ranges
 from acmix.toolkit.request import ExportRequest
 from acmix.toolkit.samples import Probes, Samples, Spread

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from acmix.toolkit.artifact import Artifact, Manifest
+from acmix.toolkit.artifact import Artifact
+from acmix.toolkit.manifest import Manifest
 from acmix.toolkit.measurement import Measurement, Timings
 from acmix.toolkit.ratio import Ratio, paired_ratio
 from acmix.toolkit.target import Operator

@@ -110,6 +110,7 @@ class Lowered:
     nondeterminism: why two exports differ in bytes, or '' when they do not.
     half_arithmetic: the file computes in float16, so that more than its weights is rounded.
     quantized: the activations that the file holds as integers.
+    needs: what a program that loads the file must do, or its outputs are wrong.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -120,6 +121,7 @@ class Lowered:
     half_arithmetic: bool = False
     details: dict[str, str] = field(default_factory=dict)
     quantized: tuple[QuantizedTensor, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 class Target(Protocol):

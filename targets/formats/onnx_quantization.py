@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import onnx
@@ -12,18 +12,19 @@ from onnx import helper, numpy_helper
 if TYPE_CHECKING:
     from acmix.toolkit.target import Array
 
+WeightType = Literal["int8", "uint8"]
 SIGNED_TO_UNSIGNED = 128
 
 
-def fit_kernels(model: onnx.ModelProto) -> None:
+def fit_kernels(model: onnx.ModelProto, weight_type: WeightType = "int8") -> None:
     """Change a model of pairs in place: unsigned activations, paddings inside their convolutions, unshared grids.
 
-    None changes a value: the integers of an activation move by 128 together with their zero point, and zero is on
-    every grid, so padding with it commutes with rounding.
+    None changes a value: integers that become unsigned move by 128 together with their zero point, and zero is on
+    every grid, so padding with it commutes with rounding.  weight_type: what the weights are stored as.
     """
     _fold_paddings(model.graph)
     _make_unsigned(model.graph)
-    _unshare_weights(model.graph)
+    _place_weights(model.graph, weight_type)
 
 
 def _initializers(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
@@ -49,14 +50,12 @@ def _make_unsigned(graph: onnx.GraphProto) -> None:
             continue
         node.input[2] = _unsigned(graph, stored, node.input[2], moved)
     # Shapes stay, types do not: the interface is float and declared apart.
-    kept = [info for info in graph.value_info if info.name not in integers]
-    del graph.value_info[:]
-    graph.value_info.extend(kept)
+    _forget(graph, integers)
     _drop_unused(graph)
 
 
-def _unshare_weights(graph: onnx.GraphProto) -> None:
-    """A zero point of its own for each weight; what is read more than once is stored as uint8.
+def _place_weights(graph: onnx.GraphProto, weight_type: WeightType) -> None:
+    """Of int8, each with a zero point of its own; what is read more than once is stored as uint8 in any case.
 
     Where a processor needs it, ONNX Runtime makes weights and zero points unsigned, and fails on the second reader of
     either. What is unsigned already it leaves alone; on other processors that is the slower kind.
@@ -68,7 +67,7 @@ def _unshare_weights(graph: onnx.GraphProto) -> None:
         if node.op_type != "DequantizeLinear" or node.input[0] not in integers or len(node.input) < 3:
             continue
         weight, point = node.input[0], stored[node.input[2]]
-        if len(readers[weight]) == len(readers[node.output[0]]) == 1:
+        if weight_type == "int8" and len(readers[weight]) == len(readers[node.output[0]]) == 1:
             if len(readers[point.name]) > 1:
                 point = numpy_helper.from_array(numpy_helper.to_array(point), f"{node.output[0]}_zero_point")
                 graph.initializer.append(point)
@@ -93,6 +92,7 @@ def _fold_paddings(graph: onnx.GraphProto) -> None:
     readers, stored = _readers(graph), _initializers(graph)
     given = {value.name for value in graph.output}
     removed: list[onnx.NodeProto] = []
+    smaller: set[str] = set()
     for pad in [node for node in graph.node if node.op_type == "Pad"]:
         begin = makers.get(pad.input[0])
         chain = _pair_and_convolutions(pad, readers)
@@ -106,12 +106,15 @@ def _fold_paddings(graph: onnx.GraphProto) -> None:
             continue
         for dequantize, convolution in zip(dequantizes, convolutions, strict=True):
             dequantize.input[0] = begin.input[0]
+            smaller.update(dequantize.output)
             _pad_more(convolution, amounts)
         removed += [pad, quantize]
         if len(readers[begin.output[0]]) == 1 and begin.output[0] not in given:
             removed.append(begin)
     for node in removed:
         graph.node.remove(node)
+    # Their shapes were those after the padding.
+    _forget(graph, smaller)
     _drop_unused(graph)
 
 
@@ -157,6 +160,13 @@ def _pad_more(convolution: onnx.NodeProto, amounts: list[int]) -> None:
 def _value(name: str, stored: dict[str, onnx.TensorProto]) -> bytes:
     value: Array = numpy_helper.to_array(stored[name])
     return value.tobytes()
+
+
+def _forget(graph: onnx.GraphProto, values: set[str]) -> None:
+    """Drop what the file says of the shapes and types of `values`: every reader infers it."""
+    kept = [info for info in graph.value_info if info.name not in values]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:

@@ -72,6 +72,8 @@ TINY = ("--model", "nets.py:make_net", "--input", "1x3x32x32", "--target", "onnx
         (("--target", "executorch", "--delegate", "nnapi"), ["--delegate 'nnapi'", "xnnpack", "vulkan"]),
         (("--target", "coreml", "--minimum-deployment", "ios9"), ["--minimum-deployment 'ios9'", "ios16"]),
         (("--target", "onnx", "--opset", "3"), ["opset", "3"]),
+        (("--target", "onnx", "--weight-type", "int7"), ["--weight-type 'int7'", "uint8"]),
+        (("--weight-type", "uint8", *TINY), ["recipes with int8 activations, as w8a8, not for 'float32'"]),
         (("--model", "nets.py:make_net"), ["does not say what goes in", "--input 1x3x224x224"]),
         (("--model", "nets.py:make_nets", "--input", "1x3x8x8"), ["has no 'make_nets'", "Did you mean make_net"]),
         (("--model", "nots.py:make_net", "--input", "1x3x8x8"), ["there is no file nots.py"]),

@@ -14,10 +14,11 @@ import torch
 
 from acmix.apps import tables
 from acmix.toolkit import capture, catalog
-from acmix.toolkit.artifact import Artifact, check_digests, manifest_schema, open_artifact
+from acmix.toolkit.artifact import Artifact, check_digests, open_artifact
 from acmix.toolkit.errors import GateError, UsageError
 from acmix.toolkit.execute import file_inputs, run_sample
 from acmix.toolkit.joining import Function, JoinRequest, Part, open_runners
+from acmix.toolkit.manifest import manifest_schema
 from acmix.toolkit.profile import interface_of
 from acmix.toolkit.recipe import Recipe, Tolerance
 from acmix.toolkit.reproof import reprove, stored_references

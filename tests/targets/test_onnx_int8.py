@@ -12,9 +12,14 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from typer.testing import CliRunner
 
-from acmix.targets.formats.onnx_quantization import fit_kernels
+from acmix.apps import tables
+from acmix.apps.cli import app
+from acmix.apps.requests import ExportFlags, export_request
+from acmix.targets.formats.onnx_quantization import WeightType, fit_kernels
 from acmix.targets.onnx import TARGET
+from acmix.toolkit import pipeline
 from acmix.toolkit.artifact import Artifact
 from acmix.toolkit.target import Array
 
@@ -65,6 +70,9 @@ def kinds(model: onnx.ModelProto) -> Counter[str]:
 def test_a_padding_moves_into_its_convolution_and_changes_no_value() -> None:
     model = model_of()
     before = outputs(model)
+    # As torch's exporter does, it says the shape of every value; "pd" has another one afterwards.
+    model = onnx.shape_inference.infer_shapes(model)
+    assert "pd" in {value.name for value in model.graph.value_info}
     fit_kernels(model)
     onnx.checker.check_model(model, full_check=True)
     assert kinds(model)["Pad"] == 0
@@ -94,14 +102,62 @@ def test_a_padding_that_does_not_commute_stays(model: onnx.ModelProto) -> None:
     np.testing.assert_array_equal(outputs(model), before)
 
 
-def test_onnx_runtime_fuses_every_convolution(exported: Callable[[str], dict[str, Artifact]], tmp_path: Path) -> None:
-    artifact = exported("w8a8")["onnx"]
+@pytest.fixture(scope="module")
+def signed(exported: Callable[[str], dict[str, Artifact]]) -> Artifact:
+    return exported("w8a8")["onnx"]
+
+
+@pytest.fixture(scope="module")
+def unsigned(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The tiny network with weights of uint8."""
+    flags = ExportFlags(
+        model=tiny,
+        target="onnx",
+        precision="w8a8",
+        inputs=("1x3x32x32",),
+        preprocess="imagenet",
+        calibration="builtin",
+        out=tmp_path_factory.mktemp("unsigned"),
+    )
+    (outcome,) = pipeline.export(export_request(flags, {"weight_type": "uint8"}), lambda target, stage, seconds: None)
+    assert outcome.artifact is not None, outcome.error
+    return outcome.artifact
+
+
+@pytest.mark.parametrize("artifact", ["signed", "unsigned"])
+def test_onnx_runtime_fuses_every_convolution(artifact: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    onnxruntime.InferenceSession(str(artifact.model_file), options, providers=["CPUExecutionProvider"])
+    file = request.getfixturevalue(artifact).model_file
+    onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     found = kinds(onnx.load(tmp_path / "optimised.onnx"))
     assert found["QLinearConv"] == 4
     assert found["Conv"] == 0
+
+
+def test_weights_of_uint8_are_the_same_network_and_need_nothing(signed: Artifact, unsigned: Artifact) -> None:
+    assert unsigned.manifest.proof.verdict == "passed"
+    stored = [t.data_type for t in onnx.load(unsigned.model_file).graph.initializer]
+    assert TensorProto.INT8 not in stored and TensorProto.UINT8 in stored
+    x = np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
+    expected = by_acmix(signed.model_file, x)
+    np.testing.assert_array_equal(by_acmix(unsigned.model_file, x), expected)
+    session = onnxruntime.InferenceSession(str(unsigned.model_file))
+    np.testing.assert_array_equal(session.run(None, {session.get_inputs()[0].name: x}), expected)
+    (need,) = signed.manifest.target.needs
+    assert need.startswith("on x86 without VNNI set the session option session.x64quantprecision to 1")
+    assert unsigned.manifest.target.needs == ()
+
+
+def test_what_a_program_has_to_do_is_said_when_it_is_exported_and_inspected(
+    signed: Artifact, unsigned: Artifact
+) -> None:
+    assert not any("session option" in remark for remark in tables.remarks([unsigned.manifest]))
+    *_, said = tables.remarks([unsigned.manifest, signed.manifest])
+    assert said.startswith("onnx: on x86 without VNNI set the session option") and said.endswith("uint8.")
+    for artifact, shown in ((signed, True), (unsigned, False)):
+        done = CliRunner().invoke(app, ["inspect", str(artifact.folder)])
+        assert done.exit_code == 0 and ("session.x64quantprecision" in done.stderr) == shown
 
 
 def extreme(sharing: str) -> tuple[onnx.ModelProto, Array]:
@@ -149,15 +205,28 @@ def extreme(sharing: str) -> tuple[onnx.ModelProto, Array]:
     )
 
 
+def by_acmix(file: Path, x: Array) -> list[Array]:
+    with TARGET.runner(file, 1) as run:
+        return run([x])
+
+
+def by_a_program_that_sets_nothing(file: Path, x: Array) -> list[Array]:
+    return [np.asarray(a) for a in onnxruntime.InferenceSession(str(file)).run(None, {"x": x})]
+
+
 @pytest.mark.parametrize("sharing", ["zero point", "weight", "dequantization"])
-def test_no_sum_of_products_saturates_on_any_processor(sharing: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("weight_type", "run"),
+    [("int8", by_acmix), ("uint8", by_acmix), ("uint8", by_a_program_that_sets_nothing)],
+)
+def test_no_sum_of_products_saturates_on_any_processor(
+    sharing: str, weight_type: WeightType, run: Callable[[Path, Array], list[Array]], tmp_path: Path
+) -> None:
     model, x = extreme(sharing)
-    fit_kernels(model)
+    fit_kernels(model, weight_type)
     file = tmp_path / "model.onnx"
     onnx.save(model, file)
-    with TARGET.runner(file, 1) as run:
-        found = run([x])
     expected = ReferenceEvaluator(model).run(None, {"x": x})
     assert [np.asarray(a).max() for a in expected] == [7680.0, 7680.0]
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(run(file, x), expected, strict=True):
         np.testing.assert_array_equal(one, np.asarray(other))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acmix.toolkit.artifact import ChosenForm
 from acmix.toolkit.errors import UsageError
+from acmix.toolkit.manifest import ChosenForm
 from acmix.toolkit.prepare import chosen_forms, flat_tensors, prepare
 from acmix.toolkit.spec import ModelSpec, TensorSpec
 from acmix.toolkit.weights import digest

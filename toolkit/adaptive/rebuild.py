@@ -10,8 +10,8 @@ from acmix.toolkit.adaptive.runner import Loaded, eager_model
 from acmix.toolkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from acmix.toolkit.artifact import WeightsOrigin
     from acmix.toolkit.capture import Network
+    from acmix.toolkit.manifest import WeightsOrigin
     from acmix.toolkit.source import ModelSource
 
 

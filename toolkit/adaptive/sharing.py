@@ -16,20 +16,12 @@ import numpy as np
 from acmix.toolkit import catalog
 from acmix.toolkit.adaptive.artifact import Sharing
 from acmix.toolkit.adaptive.runner import load_networks
-from acmix.toolkit.artifact import (
-    BESIDE,
-    Artifact,
-    FileDigest,
-    digest_files,
-    executed_by,
-    probes_of,
-    sha256_of,
-    write_manifest,
-)
+from acmix.toolkit.artifact import BESIDE, Artifact, digest_files, executed_by, probes_of, sha256_of, write_manifest
 from acmix.toolkit.errors import GateError, UsageError
 from acmix.toolkit.execute import file_inputs
 from acmix.toolkit.join import join
 from acmix.toolkit.joining import JoinRequest, Part
+from acmix.toolkit.manifest import FileDigest
 from acmix.toolkit.profile import interface_of
 from acmix.toolkit.request import TargetRequest
 from acmix.toolkit.target import Target

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from acmix.toolkit import catalog
 from acmix.toolkit.adaptive.find import find_adaptive, names_adaptive
 from acmix.toolkit.adaptive.spec import AdaptiveSpec, Crop, Photo, Stage, Step, check_stages
-from acmix.toolkit.artifact import WeightsKind, WeightsOrigin
 from acmix.toolkit.errors import UsageError
+from acmix.toolkit.manifest import WeightsKind, WeightsOrigin
 from acmix.toolkit.source import UNROLLED, ModelSource
 from acmix.toolkit.spec import ModelSpec, TensorSpec
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from acmix.apps import adaptive, profile, verbs
+from acmix.apps import adaptive, adaptive_tables, profile, verbs
 from acmix.apps.requests import ExportFlags
 from acmix.calibration.aims import parse_aim
 from acmix.calibration.decoded import DecodedPhotos
@@ -124,6 +124,16 @@ def test_flags_of_single_models_are_refused_beside_an_adaptive_artifact(tiny_cas
         verbs.exits(folder, photos, baseline=[folder])
     with pytest.raises(UsageError, match="no known suffix"):
         verbs.exits(folder, photos, picture=Path("curve.docx"))
+
+
+def test_what_programs_have_to_do_stands_below_the_stages_once(tiny_cascade: AdaptiveArtifact) -> None:
+    assert "session option" not in str(adaptive_tables.summary(tiny_cascade).caption)
+    changed = {}
+    for name, one in tiny_cascade.networks.items():
+        target = replace(one.manifest.target, needs=("set the session option",))
+        changed[name] = replace(one, manifest=replace(one.manifest, target=target))
+    shown = str(adaptive_tables.summary(replace(tiny_cascade, networks=changed)).caption)
+    assert shown.count("tflite: set the session option.") == 1
 
 
 def test_what_a_runtime_raises_names_the_file(tiny_cascade: AdaptiveArtifact, copied: Path) -> None:

@@ -26,9 +26,10 @@ from acmix.toolkit.adaptive.proof import margins
 from acmix.toolkit.adaptive.runner import eager_model, load_adaptive, load_single, without_exits
 from acmix.toolkit.adaptive.spec import AdaptiveSpec, Crop, Run, Step
 from acmix.toolkit.adaptive.unrolled import OWN_WEIGHTS, join_origins, unrolled
-from acmix.toolkit.artifact import Artifact, WeightsOrigin
+from acmix.toolkit.artifact import Artifact
 from acmix.toolkit.conditioning import attainable
 from acmix.toolkit.errors import UsageError
+from acmix.toolkit.manifest import WeightsOrigin
 from acmix.toolkit.prepare import prepare
 from acmix.toolkit.request import ExportRequest, TargetRequest, refuse_early
 from acmix.toolkit.source import find_model
