@@ -128,11 +128,8 @@ def run_probes(transport: Transport, placed: Placed, threads: int) -> dict[str, 
         return {identifier: runner.run(files)[1] for identifier, files in placed.inputs.items()}
 
 
-def count_instructions(
-    transport: Transport, placed: Sequence[Placed], identity: Identity, threads: int
-) -> dict[int, tuple[int, ...]]:
-    """What an inference of each takes, by place; GateError where the device cannot count, or is a real one."""
-    name = transport.device.name
+def refuse_counting(name: str, identity: Identity, threads: int) -> None:
+    """GateError where instructions of the device would mean nothing: it is a real one, or takes several threads."""
     if not identity.emulation:
         what = (
             "is no emulated device: it has a latency" if identity.emulation == () else "does not say whether it is real"
@@ -140,7 +137,11 @@ def count_instructions(
         raise GateError(f"{name} {what}.\nTake {FLAG} out of {name}.toml.")
     if threads != 1:
         raise GateError(f"{name}: instructions of one thread are counted, {threads} were asked.\nUse --threads 1.")
-    found = {}
+
+
+def count_instructions(transport: Transport, placed: Sequence[Placed], threads: int) -> dict[int, tuple[int, ...]]:
+    """What an inference of each takes, by place; GateError where the device cannot count."""
+    name, found = transport.device.name, {}
     for number, each in enumerate(placed):
         with each.start(transport) as runner:
             runner.load(each.file, threads)

@@ -18,6 +18,7 @@ from acmix.toolkit._remote_place import (
     count_instructions,
     place,
     reader,
+    refuse_counting,
     run_probes,
     send_and_prove,
 )
@@ -48,8 +49,10 @@ def profile_on_device(
     request.threads: of the runtime.  The device's cores say where a runner is pinned.  journal: a new file that
     takes every sample as it comes.  photos: for each artifact its inputs, one a run in turn, pushed before; without
     them one input of noise is repeated.  Raises UsageError for a changed artifact, GateError when the device fails
-    before there was anything to keep, or when an output there is not what it should be.
+    before there was anything to keep, cannot count what it should, or when an output there is not what it should be.
     """
+    if transport.device.counts_instructions:
+        refuse_counting(transport.device.name, reader(transport)[0], request.threads)
     try:
         placed = send_and_prove(transport, artifacts, request.threads, report, photos)
         fed = inputs_named(len(placed[0].turns), photos)
@@ -85,9 +88,7 @@ def _measure(
         request = replace(request, warm_up_limit_s=min(request.warm_up_limit_s, EMULATED_WARM_UP_S))
     gate = wait_until_ready(lambda: read(False), request.wait_s, lambda said: report(f"{name}: {said}"))
     conditions = conditions_of(transport, placed, request.threads, identity, read(False), gate)
-    counted = (
-        count_instructions(transport, placed, identity, request.threads) if transport.device.counts_instructions else {}
-    )
+    counted = count_instructions(transport, placed, request.threads) if transport.device.counts_instructions else {}
     subjects = [
         replace(subject_of(each.artifact), instructions=counted.get(number, ())) for number, each in enumerate(placed)
     ]

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from acmix.toolkit._remote_place import count_instructions
+from acmix.toolkit import remote
 from acmix.toolkit._remote_runner import RemoteRunner, RunnerBundle, pinned, start_runner
 from acmix.toolkit.conditions import Identity
 from acmix.toolkit.device import Device, Transport
 from acmix.toolkit.devices import connect
 from acmix.toolkit.errors import GateError
 from acmix.toolkit.kernels import Noted
+from acmix.toolkit.profile import ProfileRequest
 from acmix.toolkit.spec import TensorSpec
 
 OUTPUTS = (TensorSpec("scores", (1, 2), "float32"),)
@@ -209,10 +210,23 @@ def test_other_counts_are_refused(host: Transport, tmp_path: Path, line: str, se
         runner.count(3)
 
 
-def test_a_real_device_and_several_threads_are_not_counted(host: Transport) -> None:
-    with pytest.raises(
-        GateError, match=r"box is no emulated device: it has a latency\.\nTake counts_instructions out of"
-    ):
-        count_instructions(host, [], Identity(emulation=()), 1)
-    with pytest.raises(GateError, match="instructions of one thread are counted, 2 were asked"):
-        count_instructions(host, [], Identity(emulation=("QEMU",)), 2)
+@pytest.mark.parametrize(
+    ("emulation", "threads", "sentence"),
+    [
+        ((), 1, r"box is no emulated device: it has a latency\.\nTake counts_instructions out of"),
+        (None, 1, r"box does not say whether it is real\.\nTake counts_instructions out of"),
+        (("QEMU",), 2, "instructions of one thread are counted, 2 were asked"),
+    ],
+)
+def test_what_cannot_be_counted_is_refused_before_anything_is_sent(
+    monkeypatch: pytest.MonkeyPatch,
+    emulation: tuple[str, ...] | None,
+    threads: int,
+    sentence: str,
+) -> None:
+    monkeypatch.setattr(remote, "reader", lambda transport: (Identity(emulation=emulation), None))
+    said: list[str] = []
+    with connect(Device("box", "local", counts_instructions=True)) as transport:
+        with pytest.raises(GateError, match=sentence):
+            remote.profile_on_device(transport, [], ProfileRequest(threads=threads), said.append)
+        assert said == []
