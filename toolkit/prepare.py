@@ -12,7 +12,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from acmix.toolkit.errors import UsageError
-from acmix.toolkit.layers.inference import InferenceLayer, replace_layers
+from acmix.toolkit.layers.inference import InferenceLayer, replace_layers, shapes_found_once
 from acmix.toolkit.manifest import ChosenForm
 from acmix.toolkit.spec import ModelSpec, TensorSpec
 
@@ -41,12 +41,11 @@ def prepare(module: nn.Module, spec: ModelSpec, targets: Sequence[str]) -> dict[
     generator = torch.Generator().manual_seed(0)
     inputs = [_noise(s, generator) for s in spec.inputs]
     published = copy.deepcopy(module).double().eval()
-    with torch.no_grad():
-        wanted = _outputs_float64(spec, published, inputs)
     shared: dict[tuple[tuple[ChosenForm, ...], str], Prepared] = {}
     prepared = {}
-    for target in targets:
-        with torch.no_grad():
+    with torch.no_grad(), shapes_found_once():
+        wanted = _outputs_float64(spec, published, inputs)
+        for target in targets:
             candidate = for_inference(module, target).eval()
             forms = chosen_forms(candidate)
             # A user's form may differ without saying so in chosen_form.
@@ -54,7 +53,7 @@ def prepare(module: nn.Module, spec: ModelSpec, targets: Sequence[str]) -> dict[
             if key not in shared:
                 found = _outputs_float64(spec, for_inference(published, target).eval(), inputs)
                 shared[key] = Prepared(candidate, forms, _checked(spec, wanted, found))
-        prepared[target] = shared[key]
+            prepared[target] = shared[key]
     return prepared
 
 

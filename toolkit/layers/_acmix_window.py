@@ -52,18 +52,13 @@ class Axis:
 
         A missing query sees every key once.
         """
-        counts = torch.zeros(self.tiles, self.tile, self.span, dtype=torch.float64)
-        last = self.pixels - 1
-        for index in range(self.tiles * self.tile):
-            tile, row = divmod(index, self.tile)
-            if index >= self.queries:
-                counts[tile, row] = 1
-                continue
-            middle = index * self.stride
-            for tap in range(middle - self.kernel // 2, middle + self.kernel // 2 + 1):
-                inside = last - abs(last - abs(tap))
-                counts[tile, row, inside - self.starts[tile]] += 1
-        return counts
+        queries, last, margin = torch.arange(self.queries), self.pixels - 1, self.kernel // 2
+        taps = queries[:, None] * self.stride + torch.arange(-margin, margin + 1)
+        inside = last - (last - taps.abs()).abs()
+        keys = inside - torch.tensor(self.starts)[queries // self.tile, None]
+        held = torch.zeros(self.queries, self.span, dtype=torch.float64)
+        held.scatter_add_(1, keys, torch.ones(keys.shape, dtype=torch.float64))
+        return torch.cat([held, held.new_ones(self.missing, self.span)]).reshape(self.tiles, self.tile, self.span)
 
 
 def window_biases(rows: Axis, columns: Axis) -> tuple[dict[str, Tensor], list[str]]:

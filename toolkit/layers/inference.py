@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -12,6 +14,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from acmix.toolkit.errors import UsageError
+
+Shapes = dict[str, torch.Size]
+"""What layers get, by their names."""
+_KNOWN: ContextVar[dict[tuple[object, ...], tuple[nn.Module, Shapes]] | None] = ContextVar("_KNOWN", default=None)
 
 
 @runtime_checkable
@@ -32,22 +38,42 @@ def replace_layers(
     network's code may neither ask for a number nor keep a tensor in a class, a module or a cache.  Raises UsageError
     for a layer that gets two shapes in one pass.
     """
-    shapes = _input_shapes(copy.deepcopy(module), example_inputs, computes)
+    shapes = _known_shapes(module, example_inputs, computes)
     prepared = copy.deepcopy(module)
     layers = {layer: shapes[name] for name, layer in prepared.named_modules() if name in shapes}
     return _replaced(prepared, target, layers, {})
 
 
-def _input_shapes(module: nn.Module, example_inputs: Sequence[Tensor], computes: bool) -> dict[str, torch.Size]:
-    """By the layers' names."""
+@contextlib.contextmanager
+def shapes_found_once() -> Iterator[None]:
+    """In this block the shapes in a network are found for its first target only; the network must not change in it."""
+    token = _KNOWN.set({})
+    try:
+        yield
+    finally:
+        _KNOWN.reset(token)
+
+
+def _known_shapes(module: nn.Module, example_inputs: Sequence[Tensor], computes: bool) -> Shapes:
+    known = _KNOWN.get()
+    if known is None:
+        return _input_shapes(copy.deepcopy(module), example_inputs, computes)
+    key = (id(module), *(one.shape for one in example_inputs), computes)
+    if key not in known:
+        # With the module, so that no other one can have its identity.
+        known[key] = (module, _input_shapes(copy.deepcopy(module), example_inputs, computes))
+    return known[key][1]
+
+
+def _input_shapes(module: nn.Module, example_inputs: Sequence[Tensor], computes: bool) -> Shapes:
     if computes:
         return _noted_shapes(module, example_inputs)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         return _noted_shapes(module, [fake.from_tensor(one) for one in example_inputs])
 
 
-def _noted_shapes(module: nn.Module, inputs: Sequence[Tensor]) -> dict[str, torch.Size]:
-    shapes: dict[str, torch.Size] = {}
+def _noted_shapes(module: nn.Module, inputs: Sequence[Tensor]) -> Shapes:
+    shapes: Shapes = {}
     names = {layer: name for name, layer in module.named_modules()}
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from acmix.toolkit import catalog
 from acmix.toolkit.errors import UsageError
 from acmix.toolkit.layers.acmix import ACmix
-from acmix.toolkit.layers.inference import InferenceLayer, replace_layers
+from acmix.toolkit.layers.inference import InferenceLayer, replace_layers, shapes_found_once
 from acmix.toolkit.spec import TensorSpec
 from acmix.toolkit.target import LoweringJob
 
@@ -89,6 +89,25 @@ def test_without_computing_the_forms_are_the_same() -> None:
     assert [type(layer) for layer in shaped] == [type(layer) for layer in computed]
     with torch.no_grad():
         assert type(shaped(x)) is Tensor and torch.equal(shaped(x), computed(x))
+
+
+def test_shapes_are_found_once_for_all_targets_and_anew_for_another_network_or_size() -> None:
+    runs: list[tuple[int, ...]] = []
+    one, other = network().eval(), network().eval()
+    for module in (one, other):
+        # A copy of the module runs, which keeps the hook.
+        module.register_forward_pre_hook(lambda module, inputs: runs.append(tuple(inputs[0].shape)))
+    small, large = torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 48, 32)
+    with shapes_found_once():
+        forms = [replace_layers(one, target, (small,)) for target in ("tflite", "onnx", "tflite")]
+        assert runs == [(1, 3, 32, 32)]
+        replace_layers(other, "tflite", (small,))
+        replace_layers(one, "tflite", (large,))
+        assert runs == [(1, 3, 32, 32), (1, 3, 32, 32), (1, 3, 48, 32)]
+    with torch.no_grad():
+        x = torch.randn(1, 3, 32, 32)
+        assert torch.equal(forms[0](x), replace_layers(one, "tflite", (small,))(x))
+    assert runs[-3:].count((1, 3, 32, 32)) == 3, "outside of the block they are found each time"
 
 
 class Cached(nn.Module):
