@@ -13,6 +13,8 @@ from torch import Tensor
 Floats = npt.NDArray[np.float64]
 
 BINS = 4096
+AT_ONCE = 2**18
+"""Values: what is made of them stays in a cache. A million at once take three times as long."""
 LEAST_EXPONENT = -100
 """Of the bins' width, so that its inverse is a float32."""
 
@@ -43,11 +45,11 @@ class Histogram:
             return
         low, high = (float(end) for end in torch.aminmax(flat))
         self._cover(min(self.low, low), max(self.high, high))
-        place = torch.floor(flat * 2.0**-self.exponent).long().sub_(self.first)
-        self.counts += torch.bincount(place, minlength=BINS)
-        self.sums += torch.bincount(place, weights=flat.double(), minlength=BINS)
-        zeros = int((flat == 0).sum())
-        if zeros:
+        for part in flat.split(AT_ONCE):
+            place = torch.floor(part * 2.0**-self.exponent).int().sub_(self.first)
+            self.counts += torch.bincount(place, minlength=BINS)
+            self.sums += torch.bincount(place, weights=part.double(), minlength=BINS)
+            zeros = int((part == 0).sum())
             self.zeros += zeros
             self.counts[-self.first] -= zeros
 

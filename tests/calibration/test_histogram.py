@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acmix.calibration.histogram import BINS, Histogram, fitting_exponent
+from acmix.calibration.histogram import AT_ONCE, BINS, Histogram, fitting_exponent
 
 PARTS = st.lists(
     st.lists(st.floats(-1e6, 1e6, width=32, allow_subnormal=False), min_size=1, max_size=20), min_size=1, max_size=6
@@ -31,12 +31,19 @@ def test_zeros_are_counted_apart() -> None:
     assert counts.tolist() == [1.0, 1.0]
 
 
-def test_the_counts_are_numpys_on_the_same_edges() -> None:
-    values = np.random.default_rng(0).normal(3.0, 10.0, 5000).astype(np.float32)
-    histogram = filled([values[:100].tolist(), values[100:2000].tolist(), values[2000:].tolist()])
+@pytest.mark.parametrize("cuts", [(100, 2000), (0, 5000), (100, 2 * AT_ONCE + 3000)], ids=str)
+def test_the_counts_are_numpys_on_the_same_edges(cuts: tuple[int, int]) -> None:
+    values = np.random.default_rng(0).normal(3.0, 10.0, cuts[1] + 3000).astype(np.float32)
+    values[::7] = 0.0
+    histogram = Histogram()
+    for part in np.split(values, cuts):
+        histogram.add(torch.from_numpy(part))
     edges = (histogram.first + np.arange(BINS + 1)) * 2.0**histogram.exponent
-    wanted, _ = np.histogram(values, edges)
+    wanted, _ = np.histogram(values[values != 0], edges)
     np.testing.assert_array_equal(histogram.counts.numpy(), wanted)
+    sums, _ = np.histogram(values, edges, weights=values.astype(np.float64))
+    np.testing.assert_allclose(histogram.sums.numpy(), sums, rtol=1e-12, atol=1e-9)
+    assert histogram.zeros == (values == 0).sum()
 
 
 def test_at_least_half_of_the_bins_lie_in_the_range() -> None:
