@@ -45,7 +45,7 @@ class Histogram:
             return
         low, high = (float(end) for end in torch.aminmax(flat))
         self._cover(min(self.low, low), max(self.high, high))
-        for part in flat.split(AT_ONCE):
+        for part in torch.split(flat, AT_ONCE):
             place = torch.floor(part * 2.0**-self.exponent).int().sub_(self.first)
             self.counts += torch.bincount(place, minlength=BINS)
             self.sums += torch.bincount(place, weights=part.double(), minlength=BINS)
