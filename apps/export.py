@@ -80,7 +80,10 @@ def export_model(
     opset: Annotated[int | None, typer.Option("--opset", help="onnx: the operator set.")] = None,
     weight_type: Annotated[
         str | None,
-        typer.Option("--weight-type", help="onnx w8a8: int8 (default), or uint8: exact in any program on any x86."),
+        typer.Option(
+            "--weight-type",
+            help="onnx w8a8: int8 (default), or uint8: exact on any x86, less fast on others.",
+        ),
     ] = None,
     exits: Annotated[
         str | None, typer.Option("--exits", help="Adaptive models: accuracy=0.5 (default), cost=MS, rates=0.6,0.4 ...")

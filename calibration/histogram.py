@@ -14,7 +14,7 @@ Floats = npt.NDArray[np.float64]
 
 BINS = 4096
 AT_ONCE = 2**18
-"""Values: what is made of them stays in a cache. A million at once take three times as long."""
+"""So many values are counted at once: what is made of them stays in a cache. A million take three times as long."""
 LEAST_EXPONENT = -100
 """Of the bins' width, so that its inverse is a float32."""
 
@@ -46,6 +46,7 @@ class Histogram:
         low, high = (float(end) for end in torch.aminmax(flat))
         self._cover(min(self.low, low), max(self.high, high))
         for part in torch.split(flat, AT_ONCE):
+            # No bin is further than BINS from 0, whatever the values.
             place = torch.floor(part * 2.0**-self.exponent).int().sub_(self.first)
             self.counts += torch.bincount(place, minlength=BINS)
             self.sums += torch.bincount(place, weights=part.double(), minlength=BINS)

@@ -16,6 +16,7 @@ import numpy as np
 
 from acmix.targets.formats import onnx_graph, onnx_session
 from acmix.targets.formats.metadata import description, metadata
+from acmix.targets.formats.onnx_graph import WeightType
 from acmix.targets.formats.onnx_session import EXACT_SUMS, PROVIDER
 from acmix.toolkit import float16
 from acmix.toolkit.errors import GateError, UsageError
@@ -42,8 +43,7 @@ INTEGERS_NOTE = (
 )
 EXACT_SUMS_NEED = (
     f"on x86 without VNNI set the session option {EXACT_SUMS[0]} to {EXACT_SUMS[1]}, as acmix does: otherwise ONNX "
-    "Runtime saturates sums there and outputs are wrong, without a word. Nothing has to be set for files that were "
-    "exported with --weight-type uint8"
+    "Runtime saturates sums and outputs are wrong there (files of --weight-type uint8 need nothing)"
 )
 
 
@@ -56,7 +56,7 @@ class OnnxOptions:
     """
 
     opset: int = 18
-    weight_type: Literal["int8", "uint8"] = "int8"
+    weight_type: WeightType = "int8"
 
 
 @dataclass(frozen=True)
@@ -103,23 +103,24 @@ class OnnxTarget:
         import onnxruntime  # noqa: F401
 
     def lower(self, program: ExportedProgram, job: LoweringJob, file: Path) -> Lowered:
-        import onnx
-
         model = _simplified(_converted(program, job))
         notes: list[str] = []
         if job.recipe.weights == "float16":
             notes += _float16_notes(*onnx_graph.halve_weights(model))
         if job.recipe.is_quantized:
+            import onnx
+
             from acmix.targets.formats import onnx_quantization
 
             onnx_quantization.fit_kernels(model, job.options.weight_type)
+            # onnxsim checked the file as it was before.
+            onnx.checker.check_model(model, full_check=True)
         needs: tuple[str, ...] = ()
         if job.recipe.needs_ranges:
             notes.append(INTEGERS_NOTE.format(weight_type=job.options.weight_type))
-            needs = (EXACT_SUMS_NEED,) if job.options.weight_type == "int8" else ()
+            needs = (EXACT_SUMS_NEED,) if onnx_graph.holds_int8(model) else ()
         inputs, outputs = onnx_graph.interface(model, job.inputs, job.outputs)
         _describe(model, job)
-        onnx.checker.check_model(model, full_check=True)
         file.write_bytes(model.SerializeToString(deterministic=True))
         return Lowered(inputs, outputs, tuple(notes), details={"opset": str(job.options.opset)}, needs=needs)
 

@@ -65,6 +65,8 @@ def send_and_prove(
         raise UsageError(f"--threads {threads}: it is a number from 1 to {MOST_THREADS}.")
     for artifact, _ in artifacts:
         check_digests(artifact)
+    if transport.device.counts_instructions:
+        refuse_counting(transport.device.name, reader(transport)[0], threads)
     report(f"{transport.device.name}: sending")
     bundles = {bundle.name: bundle for _, bundle in artifacts}
     folders = {name: transport.push(bundle.folder, f"runners/{name}", keep=True) for name, bundle in bundles.items()}
@@ -128,17 +130,6 @@ def run_probes(transport: Transport, placed: Placed, threads: int) -> dict[str, 
         return {identifier: runner.run(files)[1] for identifier, files in placed.inputs.items()}
 
 
-def refuse_counting(name: str, identity: Identity, threads: int) -> None:
-    """GateError where instructions of the device would mean nothing: it is a real one, or takes several threads."""
-    if not identity.emulation:
-        what = (
-            "is no emulated device: it has a latency" if identity.emulation == () else "does not say whether it is real"
-        )
-        raise GateError(f"{name} {what}.\nTake {FLAG} out of {name}.toml.")
-    if threads != 1:
-        raise GateError(f"{name}: instructions of one thread are counted, {threads} were asked.\nUse --threads 1.")
-
-
 def count_instructions(transport: Transport, placed: Sequence[Placed], threads: int) -> dict[int, tuple[int, ...]]:
     """What an inference of each takes, by place; GateError where the device cannot count."""
     name, found = transport.device.name, {}
@@ -152,6 +143,17 @@ def count_instructions(transport: Transport, placed: Sequence[Placed], threads: 
                 cure = f"Without a counter, boot qemu-system with -icount shift=1, or take {FLAG} out of {name}.toml."
                 raise GateError(f"{error}\n{cure}") from error
     return found
+
+
+def refuse_counting(name: str, identity: Identity, threads: int) -> None:
+    """GateError where the count would mean nothing: no emulated device, for all that is known, or several threads."""
+    if not identity.emulation:
+        what = (
+            "is no emulated device: it has a latency" if identity.emulation == () else "does not say whether it is real"
+        )
+        raise GateError(f"{name} {what}.\nTake {FLAG} out of {name}.toml.")
+    if threads != 1:
+        raise GateError(f"{name} counts the instructions of one thread, not of --threads {threads}.\nUse --threads 1.")
 
 
 def _prove(transport: Transport, placed: Placed, threads: int) -> Proof:

@@ -18,7 +18,6 @@ from acmix.toolkit._remote_place import (
     count_instructions,
     place,
     reader,
-    refuse_counting,
     run_probes,
     send_and_prove,
 )
@@ -49,10 +48,8 @@ def profile_on_device(
     request.threads: of the runtime.  The device's cores say where a runner is pinned.  journal: a new file that
     takes every sample as it comes.  photos: for each artifact its inputs, one a run in turn, pushed before; without
     them one input of noise is repeated.  Raises UsageError for a changed artifact, GateError when the device fails
-    before there was anything to keep, cannot count what it should, or when an output there is not what it should be.
+    before there was anything to keep, or cannot count what it should, or when an output there is not what it should be.
     """
-    if transport.device.counts_instructions:
-        refuse_counting(transport.device.name, reader(transport)[0], request.threads)
     try:
         placed = send_and_prove(transport, artifacts, request.threads, report, photos)
         fed = inputs_named(len(placed[0].turns), photos)

@@ -110,7 +110,7 @@ class Lowered:
     nondeterminism: why two exports differ in bytes, or '' when they do not.
     half_arithmetic: the file computes in float16, so that more than its weights is rounded.
     quantized: the activations that the file holds as integers.
-    needs: what a program that loads the file must do, or its outputs are wrong.
+    needs: what a program that loads the file has to do, or outputs are wrong, and where.
     """
 
     inputs: tuple[TensorSpec, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     import onnx
 
 Shapes = dict[str, tuple[int, ...]]
+WeightType = Literal["int8", "uint8"]
+
+
+def holds_int8(model: onnx.ModelProto) -> bool:
+    """Whether any of the stored tensors is of int8."""
+    import onnx
+
+    return any(tensor.data_type == onnx.TensorProto.INT8 for tensor in model.graph.initializer)
 
 
 def interface(

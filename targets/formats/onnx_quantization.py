@@ -1,26 +1,26 @@
-"""Where quantize and dequantize pairs sit in an ONNX file, so that ONNX Runtime fuses every convolution."""
+"""Where pairs sit in an ONNX file and which integers they hold, so that ONNX Runtime fuses every convolution."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 if TYPE_CHECKING:
+    from acmix.targets.formats.onnx_graph import WeightType
     from acmix.toolkit.target import Array
 
-WeightType = Literal["int8", "uint8"]
 SIGNED_TO_UNSIGNED = 128
 
 
 def fit_kernels(model: onnx.ModelProto, weight_type: WeightType = "int8") -> None:
-    """Change a model of pairs in place: unsigned activations, paddings inside their convolutions, unshared grids.
+    """Change a model of pairs in place: unsigned activations, paddings inside convolutions, unshared weights.
 
     None changes a value: integers that become unsigned move by 128 together with their zero point, and zero is on
-    every grid, so padding with it commutes with rounding.  weight_type: what the weights are stored as.
+    every grid, so padding with it commutes with rounding.  weight_type: of weights with one reader; others are uint8.
     """
     _fold_paddings(model.graph)
     _make_unsigned(model.graph)
@@ -55,7 +55,7 @@ def _make_unsigned(graph: onnx.GraphProto) -> None:
 
 
 def _place_weights(graph: onnx.GraphProto, weight_type: WeightType) -> None:
-    """Of int8, each with a zero point of its own; what is read more than once is stored as uint8 in any case.
+    """Int8 weights stay, each with a zero point of its own, or become uint8, as those with several readers always do.
 
     Where a processor needs it, ONNX Runtime makes weights and zero points unsigned, and fails on the second reader of
     either. What is unsigned already it leaves alone; on other processors that is the slower kind.
@@ -113,8 +113,8 @@ def _fold_paddings(graph: onnx.GraphProto) -> None:
             removed.append(begin)
     for node in removed:
         graph.node.remove(node)
-    # Their shapes were those after the padding.
-    _forget(graph, smaller)
+    # Their shapes were those after the padding, and what was removed has none.
+    _forget(graph, smaller | {name for node in removed for name in node.output})
     _drop_unused(graph)
 
 

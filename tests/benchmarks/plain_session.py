@@ -4,8 +4,7 @@
     acmix-export --model efficientnet_lite0 --target onnx --precision w8a8 --calibration PHOTOS --weight-type uint8 --out uint8
     python tests/benchmarks/plain_session.py int8/* uint8/* --data PHOTOS [--count 200] [--runs 100]
 
-Top-1 against the labels of `--data`. Latency: one thread, every session of every file in turn, medians; the ratio is to
-the first line.
+Top-1 of `--count` labelled photos. Latency: one thread, all sessions in turn, medians; the ratio is to the first line.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import statistics
 import time
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
 from rich.console import Console
 from rich.table import Table
@@ -26,10 +24,10 @@ from acmix.toolkit.artifact import open_artifact
 
 
 def plain(file: Path) -> onnxruntime.InferenceSession:
-    """As in a program that knows of no option but the number of threads."""
+    """As in a program that sets nothing but the number of threads."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(file), options, providers=[onnx_session.PROVIDER])
 
 
 def main() -> None:
@@ -40,32 +38,37 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--runs", type=int, default=100)
     given = parser.parse_args()
+    # Beside the folders are their logs.
     artifacts = [open_artifact(folder) for folder in given.artifacts if folder.is_dir()]
-    preprocess = artifacts[0].manifest.preprocess
-    assert preprocess is not None
-    folder = read_photo_folder(given.data, preprocess)
-    photos = folder.pick(range(0, len(folder), max(1, len(folder) // given.count)))
+    first = artifacts[0].manifest
+    photos = read_photo_folder(given.data, first.preprocess).first(given.count)
+    if photos.labels is None or {(a.manifest.preprocess, a.manifest.file_inputs) for a in artifacts} != {
+        (first.preprocess, first.file_inputs)
+    }:
+        parser.error("give artifacts of one network, and photos with labels")
     sessions = {}
-    for one in artifacts:
-        weights = one.manifest.target.options["weight_type"]
-        sessions[f"{weights}, as acmix runs it"] = onnx_session.load(one.model_file, 1)
-        sessions[f"{weights}, nothing set"] = plain(one.model_file)
-    name = artifacts[0].manifest.file_inputs[0].name
-    right = dict.fromkeys(sessions, 0)
-    for (image,), label in zip(photos, photos.labels or (), strict=True):
-        for key, session in sessions.items():
-            right[key] += int(np.argmax(session.run(None, {name: image})[0])) == label
+    for number, one in enumerate(artifacts):
+        name = f"{number}: {one.name}, {one.manifest.target.options.get('weight_type', 'int8')}"
+        sessions[f"{name}, as acmix runs it"] = onnx_session.load(one.model_file, 1)
+        sessions[f"{name}, nothing set"] = plain(one.model_file)
+    feeds = [{first.file_inputs[0].name: image} for (image,) in photos]
+    right = {
+        key: sum(
+            int(session.run(None, feed)[0].argmax()) == label for feed, label in zip(feeds, photos.labels, strict=True)
+        )
+        for key, session in sessions.items()
+    }
     taken_ms: dict[str, list[float]] = {key: [] for key in sessions}
     for _ in range(given.runs):
         for key, session in sessions.items():
             begin = time.perf_counter()
-            session.run(None, {name: image})
+            session.run(None, feeds[0])
             taken_ms[key].append(1e3 * (time.perf_counter() - begin))
-    first = statistics.median(next(iter(taken_ms.values())))
-    made = Table("weights, session", "top-1", "median ms", "ratio", box=None)
-    for key, times in taken_ms.items():
-        median = statistics.median(times)
-        made.add_row(key, f"{right[key] / len(photos):.1%}", f"{median:.2f}", f"{median / first:.2f}")
+    medians = {key: statistics.median(times) for key, times in taken_ms.items()}
+    made = Table("session", "top-1", "median ms", "ratio", box=None)
+    for key, median in medians.items():
+        ratio = median / next(iter(medians.values()))
+        made.add_row(key, f"{right[key] / len(photos):.1%}", f"{median:.2f}", f"{ratio:.2f}")
     Console(width=120).print(made)
 
 

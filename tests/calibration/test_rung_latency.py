@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 
 from acmix.apps import analysis
 from acmix.calibration.collect import collect
-from acmix.calibration.rung_latency import RungTimer, latency_of
+from acmix.calibration.rung_latency import WARM_UP_RUNS, RungTimer, latency_of
 from acmix.calibration.tradeoff import Latency, Rung, Tradeoff, draw, timed
 from acmix.targets.coreml import TARGET as COREML
 from acmix.targets.onnx import TARGET as ONNX
@@ -129,31 +129,29 @@ def test_the_ratio_is_that_of_interleaved_runs() -> None:
 
 
 @dataclass
-class Watch:
-    """Notes of each ONNX file that is timed how many layers of integers it has, and what its runs took."""
+class Timings:
+    """Notes of each ONNX file that is timed how often it quantizes, and what its runs took after the warm-up."""
 
-    layers: dict[str, int] = field(default_factory=dict)
+    time: Callable[[Session, int], Answer]
+    quantizations: dict[str, int] = field(default_factory=dict)
     runs_ns: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
 
-    def time(self, session: Session, count: int) -> Answer:
+    def __call__(self, session: Session, count: int) -> Answer:
         file = session.request.file
-        if file not in self.layers:
+        if file not in self.quantizations:
             nodes = onnx.load(file).graph.node
-            self.layers[file] = sum(node.op_type in ("QLinearConv", "QuantizeLinear") for node in nodes)
-        answer = TIME(session, count)
-        if count == 1:
+            self.quantizations[file] = sum(node.op_type == "QuantizeLinear" for node in nodes)
+        answer = self.time(session, count)
+        if count != WARM_UP_RUNS:
             self.runs_ns[file] += answer.latency_ns
         return answer
-
-
-TIME = Session.time
 
 
 def test_rungs_are_lowered_and_timed_on_this_host(
     program: ExportedProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watch = Watch()
-    monkeypatch.setattr(Session, "time", lambda session, count: watch.time(session, count))
+    timings = Timings(Session.time)
+    monkeypatch.setattr(Session, "time", lambda session, count: timings(session, count))
     timer = timer_of(ONNX)
     layers = [n.name for n in graph_module(program).graph.nodes if "conv2d" in str(n.target)]
     ranges = collect(program, timer.samples, "minmax")
@@ -165,10 +163,10 @@ def test_rungs_are_lowered_and_timed_on_this_host(
     for one in made.rungs:
         assert one.latency is not None and one.latency.runs >= 16 and one.latency.p50_ms > 0
     # Each latency is that of its own file; which of them is the fastest is the machine's affair.
-    floats, some, most = sorted(watch.layers, key=lambda file: watch.layers[file])
-    assert 0 == watch.layers[floats] < watch.layers[some] < watch.layers[most]
+    floats, some, most = sorted(timings.quantizations, key=lambda file: timings.quantizations[file])
+    assert 0 == timings.quantizations[floats] < timings.quantizations[some] < timings.quantizations[most]
     for latency, file in ((made.float_latency, floats), (made.rungs[0].latency, most), (made.rungs[1].latency, some)):
-        assert latency == latency_of(watch.runs_ns[floats], watch.runs_ns[file])
+        assert latency == latency_of(timings.runs_ns[floats], timings.runs_ns[file])
     draw(tmp_path / "a.png", made)
     assert np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).std() > 10
     shown = analysis.rungs(made)

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from acmix.apps import tables
 from acmix.apps.cli import app
 from acmix.apps.requests import ExportFlags, export_request
-from acmix.targets.formats.onnx_quantization import WeightType, fit_kernels
+from acmix.targets.formats.onnx_graph import WeightType
+from acmix.targets.formats.onnx_quantization import fit_kernels
 from acmix.targets.onnx import TARGET
 from acmix.toolkit import pipeline
 from acmix.toolkit.artifact import Artifact
@@ -75,6 +76,9 @@ def test_a_padding_moves_into_its_convolution_and_changes_no_value() -> None:
     assert "pd" in {value.name for value in model.graph.value_info}
     fit_kernels(model)
     onnx.checker.check_model(model, full_check=True)
+    assert {value.name for value in model.graph.value_info} <= {
+        name for node in model.graph.node for name in node.output
+    }
     assert kinds(model)["Pad"] == 0
     assert list(next(a for a in model.graph.node[-1].attribute if a.name == "pads").ints) == [1, 1, 1, 2]
     np.testing.assert_array_equal(outputs(model), before)
@@ -154,7 +158,7 @@ def test_what_a_program_has_to_do_is_said_when_it_is_exported_and_inspected(
 ) -> None:
     assert not any("session option" in remark for remark in tables.remarks([unsigned.manifest]))
     *_, said = tables.remarks([unsigned.manifest, signed.manifest])
-    assert said.startswith("onnx: on x86 without VNNI set the session option") and said.endswith("uint8.")
+    assert said.startswith("onnx: on x86 without VNNI set the session option") and said.endswith("uint8 need nothing).")
     for artifact, shown in ((signed, True), (unsigned, False)):
         done = CliRunner().invoke(app, ["inspect", str(artifact.folder)])
         assert done.exit_code == 0 and ("session.x64quantprecision" in done.stderr) == shown

@@ -16,7 +16,10 @@ exp(-3e4) is 0 in float32 and float64, whatever the logits up to 2.9e4; the sum 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of the map: `pixels` keys, a query every `stride` of them, `tile` queries a tile."""
+    """One axis of the map: `pixels` keys, a query every `stride` of them, `tile` queries a tile.
+
+    kernel: odd, and its half is less than the pixels: what is reflected once lies inside.
+    """
 
     pixels: int
     kernel: int

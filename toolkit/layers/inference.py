@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ from acmix.toolkit.errors import UsageError
 
 Shapes = dict[str, torch.Size]
 """What layers get, by their names."""
-_KNOWN: ContextVar[dict[tuple[object, ...], tuple[nn.Module, Shapes]] | None] = ContextVar("_KNOWN", default=None)
+_Known = WeakKeyDictionary[nn.Module, dict[object, Shapes]]
+_KNOWN: ContextVar[_Known | None] = ContextVar("_KNOWN", default=None)
 
 
 @runtime_checkable
@@ -47,7 +49,7 @@ def replace_layers(
 @contextlib.contextmanager
 def shapes_found_once() -> Iterator[None]:
     """In this block the shapes in a network are found for its first target only; the network must not change in it."""
-    token = _KNOWN.set({})
+    token = _KNOWN.set(WeakKeyDictionary())
     try:
         yield
     finally:
@@ -58,11 +60,11 @@ def _known_shapes(module: nn.Module, example_inputs: Sequence[Tensor], computes:
     known = _KNOWN.get()
     if known is None:
         return _input_shapes(copy.deepcopy(module), example_inputs, computes)
-    key = (id(module), *(one.shape for one in example_inputs), computes)
-    if key not in known:
-        # With the module, so that no other one can have its identity.
-        known[key] = (module, _input_shapes(copy.deepcopy(module), example_inputs, computes))
-    return known[key][1]
+    of_module = known.setdefault(module, {})
+    key = (tuple((one.shape, one.dtype) for one in example_inputs), computes)
+    if key not in of_module:
+        of_module[key] = _input_shapes(copy.deepcopy(module), example_inputs, computes)
+    return of_module[key]
 
 
 def _input_shapes(module: nn.Module, example_inputs: Sequence[Tensor], computes: bool) -> Shapes:

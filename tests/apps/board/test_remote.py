@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from acmix.toolkit import remote
+from acmix.toolkit import _remote_place, remote
 from acmix.toolkit._remote_runner import RemoteRunner, RunnerBundle, pinned, start_runner
 from acmix.toolkit.conditions import Identity
 from acmix.toolkit.device import Device, Transport
@@ -215,7 +215,7 @@ def test_other_counts_are_refused(host: Transport, tmp_path: Path, line: str, se
     [
         ((), 1, r"box is no emulated device: it has a latency\.\nTake counts_instructions out of"),
         (None, 1, r"box does not say whether it is real\.\nTake counts_instructions out of"),
-        (("QEMU",), 2, "instructions of one thread are counted, 2 were asked"),
+        (("QEMU",), 2, "box counts the instructions of one thread, not of --threads 2"),
     ],
 )
 def test_what_cannot_be_counted_is_refused_before_anything_is_sent(
@@ -224,7 +224,7 @@ def test_what_cannot_be_counted_is_refused_before_anything_is_sent(
     threads: int,
     sentence: str,
 ) -> None:
-    monkeypatch.setattr(remote, "reader", lambda transport: (Identity(emulation=emulation), None))
+    monkeypatch.setattr(_remote_place, "reader", lambda transport: (Identity(emulation=emulation), None))
     said: list[str] = []
     with connect(Device("box", "local", counts_instructions=True)) as transport:
         with pytest.raises(GateError, match=sentence):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ from torch import Tensor, nn
 
 from acmix.toolkit import catalog
 from acmix.toolkit.errors import UsageError
+from acmix.toolkit.layers import inference
 from acmix.toolkit.layers.acmix import ACmix
 from acmix.toolkit.layers.inference import InferenceLayer, replace_layers, shapes_found_once
-from acmix.toolkit.spec import TensorSpec
+from acmix.toolkit.prepare import prepare
+from acmix.toolkit.source import at_inputs
+from acmix.toolkit.spec import ModelSpec, TensorSpec
 from acmix.toolkit.target import LoweringJob
 
 
@@ -104,10 +108,31 @@ def test_shapes_are_found_once_for_all_targets_and_anew_for_another_network_or_s
         replace_layers(other, "tflite", (small,))
         replace_layers(one, "tflite", (large,))
         assert runs == [(1, 3, 32, 32), (1, 3, 32, 32), (1, 3, 48, 32)]
+    runs.clear()
+    anew = [replace_layers(one, "tflite", (small,), computes) for computes in (True, False)]
+    assert runs == [(1, 3, 32, 32)] * 2, "outside of the block they are found each time"
     with torch.no_grad():
         x = torch.randn(1, 3, 32, 32)
-        assert torch.equal(forms[0](x), replace_layers(one, "tflite", (small,))(x))
-    assert runs[-3:].count((1, 3, 32, 32)) == 3, "outside of the block they are found each time"
+        assert all(torch.equal(forms[0](x), form(x)) for form in anew)
+
+
+@pytest.mark.parametrize("name", ["acmix_resnet26", "of a user"])
+def test_preparing_for_all_targets_looks_at_shapes_once_a_precision(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[bool] = []
+    look = inference._input_shapes
+
+    def count(module: nn.Module, inputs: Sequence[Tensor], computes: bool) -> inference.Shapes:
+        looked.append(computes)
+        return look(module, inputs, computes)
+
+    monkeypatch.setattr(inference, "_input_shapes", count)
+    image = TensorSpec("image", (1, 3, 64, 64), layout="nchw")
+    if name == "of a user":
+        spec = ModelSpec(name=name, build=network, inputs=(image,), outputs=("output",), classifies=False)
+    else:
+        spec = at_inputs(catalog.load_model(name), (image,))
+    prepare(spec.build().eval(), spec, catalog.stems("targets"))
+    assert looked == [name == "of a user"] * 2
 
 
 class Cached(nn.Module):
