@@ -228,9 +228,11 @@ def add_float(
     one: Tensor, other: Tensor, zeros: Sequence[int], ratios: Sequence[float], ends: tuple[int, int, int]
 ) -> Tensor:
     """A sum as ONNX Runtime makes it: fused multiply-adds in float32 on uint8, all zero points taken off at once."""
-    first, second = (np.float32(r) * np.float32(z + UNSIGNED) for r, z in zip(ratios, zeros, strict=True))
-    total = (other.double() + UNSIGNED) * ratios[1] + float(np.float32(ends[0] + UNSIGNED) - (first + second))
-    # float64 holds each product and sum in full: rounded once, as a fused multiply-add rounds.
+    # float64 holds each product and sum in full: rounded once, as a fused multiply-add rounds. Of the zero points
+    # nothing in its source is fused: its compiler does that.
+    second = np.float32(ratios[1]) * np.float32(zeros[1] + UNSIGNED)
+    both = np.float32(float(np.float32(ratios[0])) * (zeros[0] + UNSIGNED) + float(second))
+    total = (other.double() + UNSIGNED) * ratios[1] + float(np.float32(ends[0] + UNSIGNED) - both)
     total = ((one.double() + UNSIGNED) * ratios[0] + total.float().double()).float()
     return _held(torch.round(total) - UNSIGNED - ends[0], ends)
 
