@@ -21,7 +21,7 @@ def test_a_program_that_takes_too_long_goes_with_its_children() -> None:
     begin = time.monotonic()
     with pytest.raises(StoppedError, match=r"did not finish within 0\.5 s"):
         call(["sh", "-c", "sleep 71717 & sleep 71717"], timeout_s=0.5)
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 3
     assert not alive("sleep 71717")
 
 
@@ -38,9 +38,9 @@ def test_errors_without_end_keep_their_beginning_and_their_end() -> None:
 
 def test_a_daemon_that_holds_the_pipes_does_not_hold_us() -> None:
     begin = time.monotonic()
-    done = call(["sh", "-c", "setsid sleep 30 & echo done"], timeout_s=30)
+    done = call(["sh", "-c", "setsid sleep 5 & echo done"], timeout_s=30)
     assert done.stdout == b"done\n"
-    assert time.monotonic() - begin < DRAIN_S + 15
+    assert time.monotonic() - begin < DRAIN_S + 2
 
 
 def test_input_that_nobody_reads_is_no_error() -> None:
