@@ -55,8 +55,9 @@ def send_and_prove(
     threads: int,
     report: Callable[[str], None],
     photos: Sequence[Samples] = (),
+    counting: bool = False,
 ) -> list[Placed]:
-    """Artifacts and their runners on the device, each proven there.
+    """Artifacts and their runners on the device, each proven there. counting: its instructions will be asked for.
 
     Raises UsageError for a changed artifact and a number of threads that cannot be, GateError when the device fails
     or an output there is not what it should be: a fast wrong answer is worth nothing.
@@ -65,8 +66,8 @@ def send_and_prove(
         raise UsageError(f"--threads {threads}: it is a number from 1 to {MOST_THREADS}.")
     for artifact, _ in artifacts:
         check_digests(artifact)
-    if transport.device.counts_instructions:
-        refuse_counting(transport.device.name, reader(transport)[0], threads)
+    if counting:
+        _refuse_counting(transport.device.name, reader(transport)[0], threads)
     report(f"{transport.device.name}: sending")
     bundles = {bundle.name: bundle for _, bundle in artifacts}
     folders = {name: transport.push(bundle.folder, f"runners/{name}", keep=True) for name, bundle in bundles.items()}
@@ -145,7 +146,7 @@ def count_instructions(transport: Transport, placed: Sequence[Placed], threads: 
     return found
 
 
-def refuse_counting(name: str, identity: Identity, threads: int) -> None:
+def _refuse_counting(name: str, identity: Identity, threads: int) -> None:
     """GateError where the count would mean nothing: no emulated device, for all that is known, or several threads."""
     if not identity.emulation:
         what = (

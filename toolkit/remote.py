@@ -51,7 +51,8 @@ def profile_on_device(
     before there was anything to keep, or cannot count what it should, or when an output there is not what it should be.
     """
     try:
-        placed = send_and_prove(transport, artifacts, request.threads, report, photos)
+        counting = transport.device.counts_instructions
+        placed = send_and_prove(transport, artifacts, request.threads, report, photos, counting)
         fed = inputs_named(len(placed[0].turns), photos)
         return _measure(transport, placed, request, fed, report, journal)
     finally:

@@ -230,3 +230,6 @@ def test_what_cannot_be_counted_is_refused_before_anything_is_sent(
         with pytest.raises(GateError, match=sentence):
             remote.profile_on_device(transport, [], ProfileRequest(threads=threads), said.append)
         assert said == []
+        # What counts nothing, as a profile of layers, goes on.
+        assert _remote_place.send_and_prove(transport, [], threads, said.append) == []
+    assert said == ["box: sending"]
