@@ -58,9 +58,7 @@ def shapes_found_once() -> Iterator[None]:
 
 def _known_shapes(module: nn.Module, example_inputs: Sequence[Tensor], computes: bool) -> Shapes:
     known = _KNOWN.get()
-    if known is None:
-        return _input_shapes(copy.deepcopy(module), example_inputs, computes)
-    of_module = known.setdefault(module, {})
+    of_module = {} if known is None else known.setdefault(module, {})
     key = (tuple((one.shape, one.dtype) for one in example_inputs), computes)
     if key not in of_module:
         of_module[key] = _input_shapes(copy.deepcopy(module), example_inputs, computes)
